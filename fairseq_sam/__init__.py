@@ -1,0 +1,27 @@
+"""Sharpness-aware training for fairseq: ``--user-dir fairseq_sam --optimizer ga_sam``.
+
+Importing this package inside fairseq is all it takes: it mends faults of the fairseq at hand
+(:mod:`fairseq_sam.host`), registers the optimizers (:mod:`fairseq_sam.optim`) and criterions
+(:mod:`fairseq_sam.criterions`), and connects them with the training loop
+(:mod:`fairseq_sam.seam`).
+"""
+
+import sys
+
+from fairseq_sam.version import __version__
+
+__all__ = ["__version__", "register"]
+
+
+def register() -> None:
+    """Registers everything with fairseq; done on import wherever fairseq is already loaded."""
+    from fairseq_sam import host
+
+    host.repair()
+    from fairseq_sam import criterions, optim, seam  # noqa: F401
+
+    seam.install()
+
+
+if "fairseq" in sys.modules:
+    register()

@@ -1,0 +1,101 @@
+"""What a run logs of its perturbations, beside the criterion's own metrics.
+
+Each micro-batch puts sums under keys beginning with ``sam_`` into its logging output, fairseq adds
+them up over micro-batches and workers, and :func:`log` turns the sums into
+
+=========================  ======================================================================
+``sharpness``              loss at w + a_K minus loss at w, in the unit of the logged ``loss``
+``perturbation_norm``      ‖a_K‖₂, mean over micro-batches
+``perturbation_realised``  share of the perturbation that half-precision weights took; 1 is all
+``perturbation_skipped``   share of micro-batches trained on unperturbed, as a pass overflowed
+``perturbation_on``        1 while the gate is open, 0 while the run is the base optimizer's
+=========================  ======================================================================
+
+Everything stays on the device until fairseq reads its own metrics.
+"""
+
+from typing import Any, Dict, List
+
+import torch
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_sam.perturbation import Outcome
+
+PREFIX = "sam_"
+
+LoggingOutput = Dict[str, Any]
+
+
+def describe_off(logging_output: LoggingOutput) -> LoggingOutput:
+    """Returns the logging output of a micro-batch before the gate opens."""
+    return {**logging_output, "sam_batches": 1, "sam_on": 0}
+
+
+def describe_dummy(logging_output: LoggingOutput, low_precision: bool) -> LoggingOutput:
+    """Returns that of a worker without data, which must have the keys that the others have."""
+    zero = torch.zeros(())
+    entries = {"sam_loss": zero, "sam_norm": zero, "sam_skipped": zero}
+    if low_precision:
+        entries["sam_realised"] = zero
+    return {**logging_output, "sam_batches": 1, "sam_on": 1, **entries}
+
+
+def describe_on(outcome: Outcome) -> LoggingOutput:
+    """Returns the logging output of the pass at w, with what was seen at w + a_K."""
+    clean, perturbed = outcome.clean.extra, outcome.perturbed.extra
+    entries: LoggingOutput = {
+        "sam_loss": perturbed.get("loss", 0),
+        "sam_norm": outcome.norm,
+        "sam_skipped": (~outcome.finite).float(),
+    }
+    if outcome.realised is not None:
+        entries["sam_realised"] = outcome.realised
+    return {**clean, "sam_batches": 1, "sam_on": 1, **entries}
+
+
+def without_ours(logging_outputs: List[LoggingOutput]) -> List[LoggingOutput]:
+    """Returns the logging outputs as the criterion made them."""
+    return [
+        {key: value for key, value in output.items() if not key.startswith(PREFIX)}
+        for output in logging_outputs
+    ]
+
+
+def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
+    """Logs the perturbation's metrics; nothing for runs that are not sharpness-aware."""
+    batches = _total(logging_outputs, "sam_batches")
+    if not batches:
+        return
+    perturbed = _total(logging_outputs, "sam_on")
+    if perturbed and all("sam_loss" in output for output in logging_outputs):
+        size = _total(logging_outputs, "sample_size") or 1
+        metrics.log_scalar(
+            "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=4
+        )
+        for name, priority in (("norm", 32), ("realised", 33), ("skipped", 34)):
+            if any(PREFIX + name in output for output in logging_outputs):
+                share = _total(logging_outputs, PREFIX + name) / perturbed
+                metrics.log_scalar(
+                    f"perturbation_{name}", share, perturbed, priority=priority, round=4
+                )
+    metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=35, round=2)
+
+
+def _sharpness(logging_outputs: List[LoggingOutput], criterion: Any) -> "float | Tensor":
+    """Lets the criterion itself turn both sums into losses, so that the units are its own."""
+    at_w = without_ours(logging_outputs)
+    above = [{**log, "loss": output["sam_loss"]} for log, output in zip(at_w, logging_outputs)]
+    return _reduced_loss(above, criterion) - _reduced_loss(at_w, criterion)
+
+
+def _reduced_loss(logging_outputs: List[LoggingOutput], criterion: Any) -> "float | Tensor":
+    with metrics.aggregate(new_root=True) as aggregator:
+        criterion.__class__.reduce_metrics(logging_outputs)
+        meter = aggregator.get("loss")
+        loss: "float | Tensor" = meter.avg if meter is not None else 0.0
+    return loss
+
+
+def _total(logging_outputs: List[LoggingOutput], key: str) -> Any:
+    return sum(output.get(key, 0) for output in logging_outputs)

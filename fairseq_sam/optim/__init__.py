@@ -1,0 +1,122 @@
+"""The sharpness-aware optimizers as fairseq sees them: one registered name per method.
+
+``--optimizer ga_sam`` builds the *base* optimizer (``--base-optimizer``, Adam by default) and hangs
+the method's configuration on it. It is the base optimizer in every respect (class, state,
+checkpoints, support for flat parameters and half precision), because the sharpness-aware gradient
+is computed before it: :mod:`fairseq_sam.seam` finds the configuration and replays the criterion.
+"""
+
+import logging
+import sys
+from argparse import ArgumentParser, Namespace
+from typing import Any, List, Optional, Sequence, Type, Union
+
+from fairseq.optim import LegacyFairseqOptimizer, register_optimizer
+from omegaconf import DictConfig
+
+from fairseq_sam.optim.base import (
+    DEFAULT_BASE,
+    add_base_flags,
+    base_names,
+    base_optimizer_name,
+    build_base_optimizer,
+)
+from fairseq_sam.optim.flags import SharpnessAwareConfig, add_flags, config_from
+from fairseq_sam.optim.hydra import namespace_from_hydra
+from fairseq_sam.perturbation import METHODS
+
+logger = logging.getLogger(__name__)
+
+
+class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
+    """Builds base optimizers for one method; never instantiated itself."""
+
+    method: str
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Adds the method's flags, and lets the parser know the base optimizer's in time."""
+        parser.add_argument(
+            "--base-optimizer",
+            type=base_optimizer_name,
+            default=DEFAULT_BASE,
+            metavar="NAME",
+            help="the optimizer that takes the steps, with its own flags: "
+            + ", ".join(base_names())
+            + f" (default: {DEFAULT_BASE})",
+        )
+        add_flags(parser, cls.method)
+        _complete_when_parsing(parser, cls.method)
+
+    @classmethod
+    def build_optimizer(cls, cfg: Union[Namespace, DictConfig], params: List[Any]) -> Any:
+        """Returns the base optimizer, carrying the configuration as ``sharpness_aware``.
+
+        Raises:
+            ValueError: for settings that cannot work, naming flag, value and what is allowed.
+        """
+        if isinstance(cfg, DictConfig):
+            args, values = namespace_from_hydra(cfg, cls)
+        else:
+            args = values = cfg
+        config = config_from(args, cls.method)
+        base = build_base_optimizer(args.base_optimizer, values, params)
+        base.sharpness_aware = config
+        logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")
+        return base
+
+
+def sharpness_aware_config(optimizer: Any) -> Optional[SharpnessAwareConfig]:
+    """Returns the configuration that an optimizer carries, looking into fairseq's wrappers.
+
+    Args:
+        optimizer: what fairseq's trainer holds: the base optimizer itself, or ``FP16Optimizer``,
+            ``MemoryEfficientFP16Optimizer`` or ``AMPOptimizer`` around it.
+
+    Returns:
+        None where the run is not sharpness-aware.
+    """
+    for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
+        optimizer = getattr(optimizer, wrapped, optimizer)
+    return getattr(optimizer, "sharpness_aware", None)
+
+
+def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
+    """Makes the parser add the base optimizer's flags, and check all flags together.
+
+    Which base optimizer it is stands on the command line, which fairseq hands to the parser only
+    after all flags were declared.
+    """
+    parse = parser.parse_known_args
+
+    def parse_known_args(
+        args: Optional[Sequence[str]] = None, namespace: Optional[Namespace] = None
+    ) -> Any:
+        base = _peek_base(sys.argv[1:] if args is None else args)
+        if base in base_names():
+            add_base_flags(parser, base)
+        known, rest = parse(args, namespace)
+        try:
+            config_from(known, method)
+        except ValueError as error:
+            parser.error(str(error))
+        return known, rest
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]
+
+
+def _peek_base(args: Sequence[str]) -> str:
+    peek = ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--base-optimizer", default=DEFAULT_BASE)
+    return str(peek.parse_known_args(list(args))[0].base_optimizer)
+
+
+def _register(method: str) -> Type[SharpnessAwareOptimizer]:
+    name = "".join(part.capitalize() for part in method.split("_")) + "Optimizer"
+    cls = type(name, (SharpnessAwareOptimizer,), {"method": method, "__module__": __name__})
+    register_optimizer(method)(cls)
+    return cls
+
+
+REGISTERED = {method: _register(method) for method in METHODS}
+"""The registered classes by name."""

@@ -1,0 +1,173 @@
+"""The command-line flags of the sharpness-aware optimizers, and what they add up to.
+
+The flags are declared once, here, for ``fairseq-train`` and ``fairseq-hydra-train`` alike. Values
+that make no sense are refused while the command line is parsed, before any data is read.
+"""
+
+import logging
+import math
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from fairseq_sam.optim.gate import Gate
+from fairseq_sam.perturbation import PerturbationSettings, method_settings
+from fairseq_sam.perturbation.groups import GRANULARITIES
+from fairseq_sam.perturbation.scales import SCALES
+from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SharpnessAwareConfig:
+    """Everything the flags say.
+
+    Attributes:
+        method: the registered name, e.g. ``ga_sam``.
+        perturbation: the method's parts.
+        gate: when the run is perturbed.
+        exclude: parameters whose names this pattern is found in are left unperturbed.
+    """
+
+    method: str
+    perturbation: PerturbationSettings
+    gate: Gate
+    exclude: Optional[str] = None
+
+    def describe(self) -> str:
+        """Returns one line for the log."""
+        p, gate = self.perturbation, self.gate
+        groups = f" per {p.granularity}" if p.granularity else ""
+        return (
+            f"{self.method}: rho {p.rho:g} ({p.norm}), scale {p.scale}{groups}, {p.risk} risk, "
+            f"{p.num_steps} step(s), scales see the {p.loss_reduction} loss; from epoch "
+            f"{gate.start_epoch}, update {gate.start_update}, every {gate.interval} update(s)"
+            + (f"; unperturbed: {self.exclude}" if self.exclude else "")
+            + ("; rho is 0: the base optimizer alone" if p.rho == 0 else "")
+        )
+
+
+def add_flags(parser: ArgumentParser, method: str) -> None:
+    """Adds the flags with the method's own values named in the help texts."""
+    preset = method_settings(method)
+    group = parser.add_argument_group(f"Sharpness-aware minimisation ({method})")
+    add = group.add_argument
+    # fmt: off
+    add("--sam-rho", type=_radius, metavar="R",
+        help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM); 0 is the base "
+             f"optimizer alone (default: {preset.rho:g})")
+    add("--sam-norm", choices=NORMS, help=f"norm of the constraint (default: {preset.norm})")
+    add("--sam-scale", choices=list(SCALES),
+        help=f"scale T of the perturbation (default: {preset.scale})")
+    add("--sam-granularity", choices=GRANULARITIES,
+        help="what shares one value of T; under filter the weights of one-dimensional tensors "
+             f"have values of their own (default: {preset.granularity})")
+    add("--sam-risk", choices=RISKS,
+        help="perturbed: minimise L(w + a_K), single-step; mean: minimise the mean of "
+             f"L(w + a_k), k = 0..K, multi-step (default: {preset.risk})")
+    add("--sam-steps", type=_at_least(1), metavar="K",
+        help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
+             f"(default: {preset.num_steps})")
+    add("--sam-start-epoch", type=_at_least(1), default=1, metavar="N",
+        help="first epoch that is perturbed; earlier ones are the base optimizer's, bit for bit")
+    add("--sam-start-update", type=_at_least(0), default=0, metavar="N",
+        help="first update that is perturbed")
+    add("--sam-interval", type=_at_least(1), default=1, metavar="N",
+        help="perturb every N-th update only")
+    add("--sam-loss-reduction", choices=LOSS_REDUCTIONS,
+        help="the loss whose gradient the scales see: the mean, or the sum over the batch as in "
+             f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
+    add("--sam-exclude", type=_pattern, metavar="REGEX",
+        help="leave parameters unperturbed whose names this regular expression is found in")
+    # fmt: on
+
+
+def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
+    """Returns what the flags add up to.
+
+    Raises:
+        ValueError: for combinations that cannot work, naming flag, value and what is allowed.
+    """
+    _refuse_unsupported(args, method)
+    try:
+        perturbation = method_settings(
+            method,
+            rho=args.sam_rho,
+            norm=args.sam_norm,
+            scale=args.sam_scale,
+            granularity=args.sam_granularity,
+            risk=args.sam_risk,
+            num_steps=args.sam_steps,
+            loss_reduction=args.sam_loss_reduction,
+        )
+        gate = Gate(args.sam_start_epoch, args.sam_start_update, args.sam_interval)
+    except ValueError as error:
+        raise ValueError(f"argument {_flag_named(str(error))}") from None
+    if args.sam_exclude is not None:
+        _pattern(args.sam_exclude)
+    max_epoch = getattr(args, "max_epoch", None) or 0
+    if 0 < max_epoch < gate.start_epoch:
+        logger.warning(
+            f"--sam-start-epoch {gate.start_epoch} is beyond --max-epoch {max_epoch}: "
+            "no update of this run will be perturbed"
+        )
+    return SharpnessAwareConfig(method, perturbation, gate, args.sam_exclude)
+
+
+def _refuse_unsupported(args: Namespace, method: str) -> None:
+    """Refuses what computes gradients or holds weights where we cannot perturb them."""
+    if getattr(args, "use_bmuf", False):
+        reason = "--use-bmuf averages diverged copies of the model and replaces the optimizer"
+    elif getattr(args, "ddp_backend", None) == "fully_sharded":
+        reason = "--ddp-backend fully_sharded frees the weights between passes"
+    elif getattr(args, "pipeline_model_parallel", False):
+        reason = "--pipeline-model-parallel spreads one pass over several batches"
+    elif (getattr(args, "model_parallel_size", 1) or 1) > 1:
+        reason = "--model-parallel-size above 1 leaves each worker a part of the gradient's norm"
+    else:
+        return
+    raise ValueError(f"--optimizer {method} cannot work here: {reason}")
+
+
+def _flag_named(message: str) -> str:
+    """Puts the flag in front of a message that begins with a setting's name."""
+    name = message.split(" ", 1)[0]
+    flags = {"num_steps": "steps"}
+    return f"--sam-{flags.get(name, name).replace('_', '-')}: {message}"
+
+
+def _radius(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number, 0 or more")
+    return value
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise ArgumentTypeError(
+                f"{text} is not allowed: it must be a whole number, {least} or more"
+            )
+        return value
+
+    return whole_number
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ArgumentTypeError(
+            f"{text} is not a regular expression: {error}"
+        ) from None
+    return text

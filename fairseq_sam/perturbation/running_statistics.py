@@ -1,0 +1,35 @@
+"""Batch normalisation's running statistics move once a step, whatever the number of passes."""
+
+from typing import List, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+class RunningStatistics:
+    """The running means, variances and counters of a model's normalisation layers.
+
+    Args:
+        model: any module; only its layers in training mode are looked at.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._buffers: List[Tensor] = [
+            buffer
+            for layer in model.modules()
+            if isinstance(layer, _NormBase) and layer.training and layer.track_running_stats
+            for buffer in layer.buffers(recurse=False)
+        ]
+        self._saved: List[Tuple[Tensor, Tensor]] = []
+
+    def save(self) -> None:
+        """Remembers the statistics: those after the pass at the unperturbed weights."""
+        self._saved = [(buffer, buffer.clone()) for buffer in self._buffers]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts the remembered statistics back."""
+        for buffer, saved in self._saved:
+            buffer.copy_(saved)
+        self._saved = []

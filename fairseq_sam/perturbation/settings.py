@@ -1,0 +1,123 @@
+"""What one sharpness-aware method is: a choice of five independent parts (papers/SPEC §1).
+
+A method is data, not code: :class:`PerturbationSettings` names the parts, :data:`METHODS` names
+the published combinations. Everything else in this package reads these settings.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Dict, Optional
+
+from fairseq_sam.perturbation.groups import GRANULARITIES
+from fairseq_sam.perturbation.scales import SCALES
+
+NORMS = ("l2", "linf")
+RISKS = ("perturbed", "mean")
+LOSS_REDUCTIONS = ("mean", "sum")
+
+
+@dataclass(frozen=True)
+class PerturbationSettings:
+    """The parts of a method.
+
+    Attributes:
+        rho: radius of the constraint set S = {a : ‖T⁻¹a‖_p ≤ rho} (ρ in SAM, ε in GA-SAM);
+            0 switches the perturbation off.
+        norm: p of the constraint, ``l2`` or ``linf``.
+        scale: name of T in :data:`~fairseq_sam.perturbation.scales.SCALES`.
+        granularity: what a group of T is: ``element``, ``filter``, ``layer`` (one named tensor)
+            or ``model``. None exactly for the scale ``none``, which has no groups.
+        risk: ``perturbed`` minimises L(w + a_K) (single-step: SAM and kin); ``mean`` minimises
+            the mean of L(w + a_k), k = 0..K (multi-step: GA-SAM Eq. 14).
+        num_steps: K, the number of ascent steps.
+        loss_reduction: whether the scales see the gradient of the ``mean`` loss (summed loss over
+            sample size) or of the ``sum`` as fairseq's criterions return it. It matters only to
+            the scales that divide by the gradient (SPEC §3).
+
+    Raises:
+        ValueError: naming the setting, its value and what is allowed.
+    """
+
+    rho: float = 0.05
+    norm: str = "l2"
+    scale: str = "none"
+    granularity: Optional[str] = None
+    risk: str = "perturbed"
+    num_steps: int = 1
+    loss_reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.rho) and self.rho >= 0):
+            raise ValueError(f"rho is {self.rho}: it must be a finite number, 0 or more")
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}: it must be 1 or more")
+        _check_choice("norm", self.norm, NORMS)
+        _check_choice("scale", self.scale, SCALES)
+        _check_choice("risk", self.risk, RISKS)
+        _check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
+        if self.scale == "none":
+            if self.granularity is not None:
+                raise ValueError(
+                    f"granularity is {self.granularity}: the scale none is 1 for every weight and "
+                    "has no groups, so no granularity can be given with it"
+                )
+        else:
+            _check_choice("granularity", self.granularity, GRANULARITIES)
+
+    @property
+    def step_size(self) -> float:
+        """η, the length of one ascent step: 1.5 ρ / K (GA-SAM §3.3, after Zhang et al. 2021).
+
+        For K = 1 the projection brings 1.5 ρ back to ρ, which is SAM's single step.
+        """
+        return 1.5 * self.rho / self.num_steps
+
+
+def _check_choice(name: str, value: Any, allowed: Any) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value}: it must be one of {', '.join(allowed)}")
+
+
+METHODS: Dict[str, PerturbationSettings] = {
+    # Foret et al. 2021: ρ = 0.05 under L2 is their default for every task.
+    "sam": PerturbationSettings(rho=0.05),
+    # Kwon et al. 2021: T = |w|, ρ = 0.5 under L2 is their default.
+    "asam": PerturbationSettings(rho=0.5, scale="weight", granularity="element"),
+    # Liu et al. 2021; the radius is the one of GA-SAM App. C for a mean loss (IMDB).
+    "layer_sam": PerturbationSettings(
+        rho=1e-5, scale="weight-over-gradient", granularity="layer"
+    ),
+    # Zhang et al. 2021; the radius is the one of GA-SAM App. C for the Transformer.
+    "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
+    # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
+    # paper's 0.8 does with its summed losses of 4k tokens (SPEC §3).
+    "ga_sam": PerturbationSettings(
+        rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
+    ),
+}
+"""The published methods. Each entry fixes defaults only: any part can be replaced."""
+
+
+def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
+    """Returns the settings of a named method with some of its parts replaced.
+
+    Args:
+        method: a key of :data:`METHODS`.
+        **overrides: fields of :class:`PerturbationSettings`; None keeps the method's own value.
+
+    Raises:
+        ValueError: for an unknown method or an impossible combination.
+
+    >>> method_settings("ga_sam", num_steps=2).step_size == 1.5 * 2e-4 / 2
+    True
+    >>> method_settings("ga_sam", scale="none").granularity is None
+    True
+    """
+    _check_choice("method", method, METHODS)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    preset = METHODS[method]
+    scale = given.get("scale", preset.scale)
+    if "granularity" not in given:
+        # A scale of its own brings or drops the need for groups.
+        given["granularity"] = None if scale == "none" else (preset.granularity or "layer")
+    return replace(preset, **given)

@@ -1,0 +1,232 @@
+"""Where the plugin meets fairseq's training loop: a criterion call becomes replayable.
+
+fairseq's trainer knows nothing of several passes a step: it calls ``task.train_step``, which calls
+``criterion(model, sample)`` and ``optimizer.backward(loss)``, for each micro-batch. So the work
+happens at the criterion. When a task builds its criterion, :func:`install` sees to it that
+
+* ``task.begin_epoch`` and ``task.train_step`` tell the seam the epoch, the update and the
+  optimizer, whose configuration says whether and how to perturb;
+* ``criterion.forward``, called within a training step that is to be perturbed, runs the inner
+  passes and returns a loss whose ``backward`` yields the sharpness-aware gradient;
+* ``task.reduce_metrics`` logs what there is to know of the perturbation.
+
+With any other optimizer all of these only pass their arguments on. The perturbation is computed per
+micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
+"""
+
+import contextlib
+import functools
+import logging
+import re
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+
+import torch
+from fairseq import criterions
+from torch import Tensor, nn
+
+from fairseq_sam import metrics
+from fairseq_sam.optim import sharpness_aware_config
+from fairseq_sam.optim.flags import SharpnessAwareConfig
+from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss
+
+logger = logging.getLogger(__name__)
+
+CriterionOutput = Tuple[Tensor, Any, Dict[str, Any]]
+
+
+class TrainStep(NamedTuple):
+    """What the task was told about the micro-batch under way."""
+
+    optimizer: Any
+    config: SharpnessAwareConfig
+    update_num: int
+    ignore_grad: bool
+
+    def is_perturbed(self, epoch: int) -> bool:
+        """Returns whether this step is sharpness-aware."""
+        return self.config.perturbation.rho > 0 and self.config.gate.is_open(
+            epoch, self.update_num
+        )
+
+
+class Seam:
+    """Connects one task, and the criterions it builds, with the perturbation.
+
+    Attributes:
+        epoch: the epoch under way, counted from 1.
+        step: the training step under way, None outside of one and in runs that are not
+            sharpness-aware.
+    """
+
+    def __init__(self) -> None:
+        self.epoch = 1
+        self.step: Optional[TrainStep] = None
+        self._losses: Dict[int, SharpnessAwareLoss] = {}
+
+    def restore(self) -> None:
+        """Puts all weights back; a no-op unless a step was interrupted."""
+        for loss in self._losses.values():
+            loss.restore()
+
+    @contextlib.contextmanager
+    def training(self, step: Optional[TrainStep]) -> Any:
+        """Marks a training step as under way, and leaves the weights in place however it ends."""
+        outer, self.step = self.step, step
+        try:
+            yield
+        finally:
+            self.step = outer
+            self.restore()
+
+    def evaluate(
+        self, criterion: nn.Module, forward: Callable[..., CriterionOutput], args: Any, kwargs: Any
+    ) -> CriterionOutput:
+        """Stands in for ``criterion.forward``."""
+        step = self.step
+        if step is None or not (criterion.training and torch.is_grad_enabled()):
+            self.restore()
+            return forward(*args, **kwargs)
+        model = args[0] if args else kwargs["model"]
+        sharpness_aware = self._loss_for(model, criterion, step.config)
+        if not step.is_perturbed(self.epoch):
+            loss, sample_size, logging_output = forward(*args, **kwargs)
+            return loss, sample_size, metrics.describe_off(logging_output)
+        if step.ignore_grad:
+            loss, sample_size, logging_output = forward(*args, **kwargs)
+            return loss, sample_size, metrics.describe_dummy(
+                logging_output, sharpness_aware.weights.low_precision
+            )
+
+        def replay() -> ForwardPass:
+            return ForwardPass(*forward(*args, **kwargs))
+
+        outcome = sharpness_aware(
+            replay, scale_loss=_loss_scaling(step.optimizer), no_sync=_no_sync(model)
+        )
+        return outcome.loss, outcome.clean.sample_size, metrics.describe_on(outcome)
+
+    def _loss_for(
+        self, model: nn.Module, criterion: nn.Module, config: SharpnessAwareConfig
+    ) -> SharpnessAwareLoss:
+        loss = self._losses.get(id(model))
+        if loss is None:
+            named = [
+                (name, weight)
+                for module in (unwrap(model), criterion)
+                for name, weight in module.named_parameters()
+                if weight.requires_grad
+            ]
+            loss = SharpnessAwareLoss(
+                trained=[weight for _, weight in named],
+                settings=config.perturbation,
+                perturbed=select_perturbed(named, config.exclude),
+                model=model,
+            )
+            self._losses[id(model)] = loss
+        return loss
+
+
+def select_perturbed(named: List[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
+    """Returns the parameters that ``--sam-exclude`` leaves to be perturbed.
+
+    Raises:
+        SystemExit: if none is left. (Not an error that fairseq's trainer would take for a crash
+            of the run and write a checkpoint of: nothing was trained yet.)
+    """
+    chosen = [
+        (name, weight) for name, weight in named if not (exclude and re.search(exclude, name))
+    ]
+    if not chosen:
+        names = ", ".join(name for name, _ in named[:3])
+        raise SystemExit(
+            f"error: argument --sam-exclude: {exclude} is found in the names of all {len(named)} "
+            f"trained parameters ({names} ...): it must leave at least one to perturb"
+        )
+    if exclude:
+        logger.info(f"--sam-exclude leaves {len(chosen)} of {len(named)} parameters perturbed")
+    return [weight for _, weight in chosen]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Returns the model inside fairseq's and torch's data-parallel wrappers."""
+    from fairseq.models import BaseFairseqModel
+
+    while not isinstance(model, BaseFairseqModel) and isinstance(
+        getattr(model, "module", None), nn.Module
+    ):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def _no_sync(model: nn.Module) -> Callable[[], ContextManager[Any]]:
+    return getattr(model, "no_sync", contextlib.nullcontext)
+
+
+def _loss_scaling(optimizer: Any) -> Callable[[Tensor], Tensor]:
+    scaler = getattr(optimizer, "scaler", None)
+    return (lambda loss: loss) if scaler is None else scaler.scale
+
+
+def connect(task: Any, criterion: nn.Module) -> None:
+    """Connects a task and a criterion that it built."""
+    seam = getattr(task, "sharpness_aware_seam", None)
+    if seam is None:
+        seam = task.sharpness_aware_seam = Seam()
+        _wrap_task(task, seam)
+    forward = criterion.forward
+
+    @functools.wraps(forward)
+    def replayable(*args: Any, **kwargs: Any) -> CriterionOutput:
+        return seam.evaluate(criterion, forward, args, kwargs)
+
+    criterion.forward = replayable  # type: ignore[method-assign]
+
+
+def _wrap_task(task: Any, seam: Seam) -> None:
+    begin_epoch, train_step, reduce_metrics = task.begin_epoch, task.train_step, task.reduce_metrics
+
+    @functools.wraps(begin_epoch)
+    def noting_epoch(epoch: int, model: Any, *args: Any, **kwargs: Any) -> Any:
+        seam.epoch = epoch
+        return begin_epoch(epoch, model, *args, **kwargs)
+
+    @functools.wraps(train_step)
+    def perturbed_step(
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        config = sharpness_aware_config(optimizer)
+        step = TrainStep(optimizer, config, update_num, ignore_grad) if config else None
+        with seam.training(step):
+            return train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+            )
+
+    @functools.wraps(reduce_metrics)
+    def with_perturbation(logging_outputs: List[Dict[str, Any]], criterion: Any) -> Any:
+        reduce_metrics(metrics.without_ours(logging_outputs), criterion)
+        metrics.log(logging_outputs, criterion)
+
+    task.begin_epoch, task.train_step = noting_epoch, perturbed_step
+    task.reduce_metrics = with_perturbation
+
+
+def install() -> None:
+    """Makes every criterion that a task builds from now on replayable."""
+    if getattr(criterions.build_criterion, "makes_replayable", False):
+        return
+    build = criterions.build_criterion
+
+    @functools.wraps(build)
+    def build_criterion(cfg: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
+        criterion = build(cfg, task, *args, **kwargs)
+        connect(task, criterion)
+        return criterion
+
+    build_criterion.makes_replayable = True  # type: ignore[attr-defined]
+    criterions.build_criterion = build_criterion
