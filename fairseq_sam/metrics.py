@@ -93,8 +93,7 @@ def _reduced_loss(logging_outputs: List[LoggingOutput], criterion: Any) -> "floa
     with metrics.aggregate(new_root=True) as aggregator:
         criterion.__class__.reduce_metrics(logging_outputs)
         meter = aggregator.get("loss")
-        loss: "float | Tensor" = meter.avg if meter is not None else 0.0
-    return loss
+        return 0.0 if meter is None else meter.avg  # type: ignore[no-any-return]
 
 
 def _total(logging_outputs: List[LoggingOutput], key: str) -> Any:

@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import re
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq import criterions
@@ -44,9 +44,7 @@ class TrainStep(NamedTuple):
 
     def is_perturbed(self, epoch: int) -> bool:
         """Returns whether this step is sharpness-aware."""
-        return self.config.perturbation.rho > 0 and self.config.gate.is_open(
-            epoch, self.update_num
-        )
+        return self.config.perturbation.rho > 0 and self.config.gate.is_open(epoch, self.update_num)
 
 
 class Seam:
@@ -61,7 +59,7 @@ class Seam:
     def __init__(self) -> None:
         self.epoch = 1
         self.step: Optional[TrainStep] = None
-        self._losses: Dict[int, SharpnessAwareLoss] = {}
+        self._losses: Dict[Tuple[int, SharpnessAwareConfig], SharpnessAwareLoss] = {}
 
     def restore(self) -> None:
         """Puts all weights back; a no-op unless a step was interrupted."""
@@ -93,8 +91,10 @@ class Seam:
             return loss, sample_size, metrics.describe_off(logging_output)
         if step.ignore_grad:
             loss, sample_size, logging_output = forward(*args, **kwargs)
-            return loss, sample_size, metrics.describe_dummy(
-                logging_output, sharpness_aware.weights.low_precision
+            return (
+                loss,
+                sample_size,
+                metrics.describe_dummy(logging_output, sharpness_aware.weights.low_precision),
             )
 
         def replay() -> ForwardPass:
@@ -108,25 +108,24 @@ class Seam:
     def _loss_for(
         self, model: nn.Module, criterion: nn.Module, config: SharpnessAwareConfig
     ) -> SharpnessAwareLoss:
-        loss = self._losses.get(id(model))
-        if loss is None:
+        key = (id(model), config)
+        if key not in self._losses:
             named = [
                 (name, weight)
                 for module in (unwrap(model), criterion)
                 for name, weight in module.named_parameters()
                 if weight.requires_grad
             ]
-            loss = SharpnessAwareLoss(
+            self._losses[key] = SharpnessAwareLoss(
                 trained=[weight for _, weight in named],
                 settings=config.perturbation,
                 perturbed=select_perturbed(named, config.exclude),
                 model=model,
             )
-            self._losses[id(model)] = loss
-        return loss
+        return self._losses[key]
 
 
-def select_perturbed(named: List[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
+def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
     """Returns the parameters that ``--sam-exclude`` leaves to be perturbed.
 
     Raises:

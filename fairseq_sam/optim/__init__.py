@@ -21,7 +21,12 @@ from fairseq_sam.optim.base import (
     base_optimizer_name,
     build_base_optimizer,
 )
-from fairseq_sam.optim.flags import SharpnessAwareConfig, add_flags, config_from
+from fairseq_sam.optim.flags import (
+    SharpnessAwareConfig,
+    add_flags,
+    config_from,
+    warn_if_never_open,
+)
 from fairseq_sam.optim.hydra import namespace_from_hydra
 from fairseq_sam.perturbation import METHODS
 
@@ -60,6 +65,7 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
         else:
             args = values = cfg
         config = config_from(args, cls.method)
+        warn_if_never_open(config, args)
         base = build_base_optimizer(args.base_optimizer, values, params)
         base.sharpness_aware = config
         logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")

@@ -71,7 +71,7 @@ def build_base_optimizer(
 
 
 def _literal(value: Any) -> Any:
-    """fairseq passes tuples and lists on the command line as text."""
+    """Returns what text stands for: fairseq passes tuples and lists as text."""
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value)

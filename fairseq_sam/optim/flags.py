@@ -107,13 +107,17 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         raise ValueError(f"argument {_flag_named(str(error))}") from None
     if args.sam_exclude is not None:
         _pattern(args.sam_exclude)
+    return SharpnessAwareConfig(method, perturbation, gate, args.sam_exclude)
+
+
+def warn_if_never_open(config: SharpnessAwareConfig, args: Namespace) -> None:
+    """Warns of a start beyond the end of the run."""
     max_epoch = getattr(args, "max_epoch", None) or 0
-    if 0 < max_epoch < gate.start_epoch:
+    if 0 < max_epoch < config.gate.start_epoch:
         logger.warning(
-            f"--sam-start-epoch {gate.start_epoch} is beyond --max-epoch {max_epoch}: "
+            f"--sam-start-epoch {config.gate.start_epoch} is beyond --max-epoch {max_epoch}: "
             "no update of this run will be perturbed"
         )
-    return SharpnessAwareConfig(method, perturbation, gate, args.sam_exclude)
 
 
 def _refuse_unsupported(args: Namespace, method: str) -> None:
@@ -132,10 +136,11 @@ def _refuse_unsupported(args: Namespace, method: str) -> None:
 
 
 def _flag_named(message: str) -> str:
-    """Puts the flag in front of a message that begins with a setting's name."""
-    name = message.split(" ", 1)[0]
-    flags = {"num_steps": "steps"}
-    return f"--sam-{flags.get(name, name).replace('_', '-')}: {message}"
+    """Turns "NAME is VALUE: REASON" into a message about the flag that sets NAME."""
+    name, _, rest = message.partition(" is ")
+    value, _, reason = rest.partition(": ")
+    flag = {"num_steps": "steps"}.get(name, name).replace("_", "-")
+    return f"--sam-{flag}: {value} is not allowed: {reason}"
 
 
 def _radius(text: str) -> float:
@@ -167,7 +172,5 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ArgumentTypeError(
-            f"{text} is not a regular expression: {error}"
-        ) from None
+        raise ArgumentTypeError(f"{text} is not a regular expression: {error}") from None
     return text

@@ -62,7 +62,7 @@ def _as_flags(parser: ArgumentParser, cfg: DictConfig, keys: List[str], native: 
 
 def _add_run_settings(args: Namespace, cfg: DictConfig) -> None:
     """Adds what the command line would have in the same namespace."""
-    run = cfg._get_parent()
+    run: Any = cfg._get_parent()
     for group, names in {
         "optimization": ("lr", "max_epoch", "use_bmuf"),
         "distributed_training": ("ddp_backend", "pipeline_model_parallel"),

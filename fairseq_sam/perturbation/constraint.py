@@ -8,7 +8,7 @@ that is u = c ⊙ v with a direction v (g or sgn g) and one coefficient c per gr
 all perturbed weights together. A group with T = 0 stays where it is.
 """
 
-from typing import List, Sequence
+from typing import Sequence
 
 import torch
 from torch import Tensor
@@ -17,33 +17,33 @@ from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.groups import Blocks, Groups, total_norm
 
 
-def step_coefficients(
+def step_coefficients_(
     norm: str, scale: Blocks, gradient_norms: Blocks, step_size: float, keep: Tensor
 ) -> Blocks:
-    """Returns c of the ascent step u = c ⊙ v, one value per group.
+    """Turns T into c of the ascent step u = c ⊙ v, in place.
 
     Args:
         norm: ``l2`` or ``linf``.
-        scale: T of each group.
+        scale: T of each group, overwritten.
         gradient_norms: ‖g_i‖ of each group (``l2`` only).
         step_size: η.
         keep: boolean scalar; false makes every coefficient 0 (a gradient that overflowed).
 
     Returns:
-        Blocks like ``scale``. All 0 where ‖T g‖ is 0: there is no direction to go.
+        ``scale``, now holding c. All 0 where ‖T g‖ is 0: there is no direction to go.
     """
     if norm == "linf":
-        return [T * (keep.to(T) * step_size) for T in scale]
-    length = total_norm([T * norms for T, norms in zip(scale, gradient_norms)])
+        return [T.mul_(keep.to(T) * step_size) for T in scale]
+    length = total_norm(T * norms for T, norms in zip(scale, gradient_norms))
     keep = keep & (length > 0)
     length = torch.where(keep, length, torch.ones_like(length))
     factor = torch.where(keep, step_size / length, torch.zeros_like(length))
-    return [T.square() * factor.to(T) for T in scale]
+    return [T.mul_(T).mul_(factor.to(T)) for T in scale]
 
 
 def step_length(coefficients: Blocks, direction_norms: Blocks) -> Tensor:
     """Returns ‖c ⊙ v‖₂ from the coefficients and the L2 norm of v in each group."""
-    return total_norm([c * norms for c, norms in zip(coefficients, direction_norms)])
+    return total_norm(c * norms for c, norms in zip(coefficients, direction_norms))
 
 
 def project_(
@@ -64,13 +64,9 @@ def project_(
     if norm == "linf":
         foreach.clamp_(perturbation, groups.spread([T * rho for T in scale]))
         return
-    inside = [
+    inside = (
         norms / torch.where(T > 0, T, torch.ones_like(T)) * (T > 0)
         for norms, T in zip(groups.norms(perturbation), scale)
-    ]
+    )
     factor = (rho / total_norm(inside)).clamp(max=1.0)  # x / 0 is inf: nothing to shrink
-    torch._foreach_mul_(list(perturbation), _repeat(factor, len(perturbation)))
-
-
-def _repeat(value: Tensor, times: int) -> List[Tensor]:
-    return [value] * times
+    torch._foreach_mul_(list(perturbation), [factor.to(part) for part in perturbation])

@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 
-def abs(tensors: Sequence[Tensor]) -> List[Tensor]:
-    """Returns |t| of each tensor."""
-    return list(torch._foreach_abs(list(tensors)))
-
-
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Returns the L2 norm of each tensor, in float32 at least: shape [len(tensors)]."""
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors):

@@ -11,10 +11,11 @@ model     all weights together
 
 Quantities per group are kept in *blocks*: one flat tensor for ``filter``, ``layer`` and ``model``,
 so that the arithmetic on them is a handful of operations however many tensors the model has, and
-one tensor a parameter for ``element``.
+one tensor a parameter for ``element``, computed when it is looked at so as not to hold another
+copy of the model.
 """
 
-from typing import List, Optional, Sequence
+from typing import Any, Iterable, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +24,20 @@ from fairseq_sam.perturbation import foreach
 
 GRANULARITIES = ("element", "filter", "layer", "model")
 
-Blocks = List[Tensor]
+Blocks = Sequence[Tensor]
+
+
+class _Absolutes(Sequence[Tensor]):
+    """|t| of each tensor, computed anew whenever it is asked for."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, index: Any) -> Any:
+        return at_least_float32(self._tensors[index]).abs()
 
 
 class Groups:
@@ -43,7 +57,7 @@ class Groups:
     def norms(self, tensors: Sequence[Tensor]) -> Blocks:
         """Returns the L2 norm of each group, in float32 at least."""
         if self.granularity == "element":
-            return [at_least_float32(block) for block in foreach.abs(tensors)]
+            return _Absolutes(tensors)
         if self.granularity == "filter":
             return [torch.cat([_row_norms(tensor).flatten() for tensor in tensors])]
         norms = foreach.norms(tensors)
@@ -91,11 +105,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def total_norm(blocks: Blocks) -> Tensor:
-    """Returns the L2 norm over all entries of all blocks, a scalar."""
-    if len(blocks) == 1:
-        return torch.linalg.vector_norm(blocks[0])
-    return torch.linalg.vector_norm(foreach.norms(blocks))
+def total_norm(blocks: Iterable[Tensor]) -> Tensor:
+    """Returns the L2 norm over all entries of all blocks, a scalar; holds one block at a time."""
+    norms = torch.stack([torch.linalg.vector_norm(block) for block in blocks])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
 
 
 def _num_rows(shape: torch.Size) -> int:
@@ -106,4 +120,5 @@ def _row_norms(tensor: Tensor) -> Tensor:
     tensor = at_least_float32(tensor)
     if tensor.dim() < 2:
         return tensor.abs()
-    return torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return norms

@@ -207,7 +207,11 @@ class SharpnessAwareLoss:
         live = [i for i, gradient in enumerate(inner.gradients) if gradient is not None]
         holder = _Holder([inner.gradients[i] for i in live], finite)
         inner.gradients.clear()
-        return _MeanRisk.apply(loss, share, unscale, holder, *[self.trained[i] for i in live])
+        weights = [self.trained[i] for i in live]
+        risk: Tensor = _MeanRisk.apply(  # type: ignore[no-untyped-call]
+            loss, share, unscale, holder, *weights
+        )
+        return risk
 
     def _restore_when_backward_ends(self, gradient: Tensor) -> None:
         Variable._execution_engine.queue_callback(self.restore)
@@ -271,14 +275,17 @@ def _add_gradients_(total: Gradients, gradients: Gradients) -> None:
     if not total:
         total.extend(gradients)
         return
-    both = [i for i, g in enumerate(gradients) if g is not None and total[i] is not None]
+    both = [(t, g) for t, g in zip(total, gradients) if t is not None and g is not None]
     if both:
-        torch._foreach_add_([total[i] for i in both], [gradients[i] for i in both])
+        torch._foreach_add_([t for t, _ in both], [g for _, g in both])
     total[:] = [g if t is None else t for t, g in zip(total, gradients)]
 
 
 def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
     """Returns the format that autocast computes in, None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if enabled else None
     if device.type == "cuda" and torch.is_autocast_enabled():
         return torch.get_autocast_gpu_dtype()
     if device.type == "cpu" and torch.is_autocast_cpu_enabled():

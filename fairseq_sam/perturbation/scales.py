@@ -38,9 +38,7 @@ SCALES: Dict[str, Scale] = {
         lambda w, g, size, n: size.sqrt() / (g * n**0.5), False, True, "GA-SAM Eq. 13"
     ),
     "inverse-gradient": Scale(lambda w, g, size, n: 1 / g, False, True, "GA-SAM Table 2"),
-    "weight-strength": Scale(
-        lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"
-    ),
+    "weight-strength": Scale(lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"),
 }
 
 

@@ -84,9 +84,7 @@ METHODS: Dict[str, PerturbationSettings] = {
     # Kwon et al. 2021: T = |w|, ρ = 0.5 under L2 is their default.
     "asam": PerturbationSettings(rho=0.5, scale="weight", granularity="element"),
     # Liu et al. 2021; the radius is the one of GA-SAM App. C for a mean loss (IMDB).
-    "layer_sam": PerturbationSettings(
-        rho=1e-5, scale="weight-over-gradient", granularity="layer"
-    ),
+    "layer_sam": PerturbationSettings(rho=1e-5, scale="weight-over-gradient", granularity="layer"),
     # Zhang et al. 2021; the radius is the one of GA-SAM App. C for the Transformer.
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the

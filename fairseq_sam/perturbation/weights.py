@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.perturbation import constraint, foreach
-from fairseq_sam.perturbation.groups import Blocks, Groups
+from fairseq_sam.perturbation.groups import Blocks, Groups, total_norm
 from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_
 from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
 from fairseq_sam.perturbation.settings import PerturbationSettings
@@ -73,9 +73,11 @@ class PerturbedWeights:
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
-        finite = torch.isfinite(torch.stack([block.sum() for block in norms]).sum())
+        finite = torch.isfinite(total_norm(norms))
         self.finite = finite if first else finite & self.finite
-        foreach.discard_non_finite_([*given, *norms], finite)
+        foreach.discard_non_finite_(given, finite)
+        if isinstance(norms, list):
+            foreach.discard_non_finite_(norms, finite)
         if first:
             self._scale = self._compute_scale(norms, divisor, compute_dtype or given[0].dtype)
             self._first_step(given, norms, consume)
@@ -111,22 +113,24 @@ class PerturbedWeights:
     ) -> Blocks:
         assert self._groups is not None
         scale = SCALES[self.settings.scale]
-        seen = [block / divisor for block in norms]
-        strength = constraint.total_norm(seen) / self._groups.num_weights ** 0.5
+        strength = total_norm(norms) / divisor / self._groups.num_weights**0.5
         noise = strength * (NOISE_FLOOR * torch.finfo(compute_dtype).eps)
         weight_norms = (
             self._groups.norms([self.weights[i] for i in self._moving])
             if scale.uses_weights
-            else seen
+            else norms
         )
         return [
-            scale_of_groups(scale, w, g, size, self._groups.num_weights, noise)
-            for w, g, size in zip(weight_norms, seen, self._groups.sizes(seen))
+            scale_of_groups(scale, w, g / divisor, size, self._groups.num_weights, noise)
+            for w, g, size in zip(weight_norms, norms, self._groups.sizes(norms))
         ]
 
     def _coefficients(self, norms: Blocks, step_size: float) -> Blocks:
-        return constraint.step_coefficients(
-            self.settings.norm, self._scale, norms, step_size, self.finite
+        """Returns the coefficients of the next step; the last step may use up T."""
+        last = self.settings.num_steps == 1
+        scale = self._scale if last else [T.clone() for T in self._scale]
+        return constraint.step_coefficients_(
+            self.settings.norm, scale, norms, step_size, self.finite
         )
 
     def _directions(self, gradients: List[Tensor], consume: bool) -> List[Tensor]:
@@ -167,9 +171,7 @@ class PerturbedWeights:
             torch._foreach_sub_(weights, origins)
             total = weights
         torch._foreach_addcmul_(total, directions, self._groups.spread(coefficients))
-        constraint.project_(
-            self.settings.norm, total, self._groups, self._scale, self.settings.rho
-        )
+        constraint.project_(self.settings.norm, total, self._groups, self._scale, self.settings.rho)
         torch._foreach_mul_(total, [self.finite.to(t.dtype) for t in total])
         self.norm = torch.linalg.vector_norm(foreach.norms(total))
         if self.low_precision:
