@@ -1,0 +1,48 @@
+"""Repairs of the hosting fairseq, each applied only where its fault is present.
+
+The plugin runs inside whatever fairseq the user has: 0.12.2, its successor ``fairseq-fixed`` or a
+source checkout.  Each has faults of its own, some of which lose data without a word.  Importing the
+plugin calls :func:`repair` once; a fairseq without a fault is left as it is.
+
+A fault is recognised by what fairseq *does* (a tiny probe) or by the names its code uses, never by
+a version number alone, so that a later fairseq which corrected it is not patched.
+
+Left alone on purpose: the encoder layers of fairseq 0.12.2 hold a second copy of their weights
+that no gradient ever reaches.  Removing or freezing it would change the parameter list, and with it
+every optimizer state and checkpoint that the user already has; the perturbation skips parameters
+without a gradient instead.
+"""
+
+import logging
+from typing import Tuple
+
+from . import checkpoints, command_line, components, data, evaluation
+from .patching import Repair
+
+__all__ = ["REPAIRS", "Repair", "repair"]
+
+logger = logging.getLogger(__name__)
+
+REPAIRS: Tuple[Repair, ...] = (
+    *command_line.REPAIRS,
+    *data.REPAIRS,
+    *checkpoints.REPAIRS,
+    *components.REPAIRS,
+    *evaluation.REPAIRS,
+)
+"""All repairs, in the order they are applied."""
+
+
+def repair() -> None:
+    """Repairs every fault of the installed fairseq that is present; calling it again is harmless.
+
+    A fairseq that lacks what a repair would touch is skipped without an error: the plugin must not
+    be what keeps an unusual fairseq from starting.
+    """
+    command_line.import_fairseq()
+    for candidate in REPAIRS:
+        try:
+            if candidate.is_present():
+                candidate.apply()
+        except Exception:  # an unknown fairseq may fail a probe in any way
+            logger.debug("not applied: %s", candidate.fault, exc_info=True)

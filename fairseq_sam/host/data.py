@@ -1,0 +1,143 @@
+"""Faults in how fairseq forms batches and blocks of text."""
+
+import functools
+import types
+import warnings
+from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from .patching import Repair, rebind, uses_name
+
+Indices = Union[np.ndarray, Sequence[int]]
+
+
+class _NumpyWithCompat(types.ModuleType):
+    """numpy as fairseq expects it: with ``compat.long``, which numpy 2 no longer has.
+
+    Only the fairseq modules that need it see this object: numpy itself stays as it is, because
+    other packages look at ``numpy.compat`` to learn which numpy they run on.
+    """
+
+    compat = types.SimpleNamespace(long=int)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+
+def _drops_sentences() -> bool:
+    from fairseq.data import data_utils
+
+    batches = data_utils.batch_by_size(
+        np.arange(3), None, np.ones(3, dtype=np.int64), required_batch_size_multiple=2
+    )
+    return sum(len(batch) for batch in batches) < 3
+
+
+def _keep_all_sentences() -> None:
+    """Puts back the last batch, which fairseq-fixed drops when its size is no multiple of 8.
+
+    Batches are consecutive slices of the indices, so whatever is missing at the end is exactly the
+    batch that was cut off; the result is that of fairseq 0.12.2.
+    """
+    from fairseq.data import data_utils
+
+    original = data_utils.batch_by_size
+
+    @functools.wraps(original)
+    def batch_by_size(
+        indices: Indices,
+        num_tokens_fn: Optional[Callable[[int], int]],
+        num_tokens_vec: Optional[Indices] = None,
+        max_tokens: Optional[int] = None,
+        max_sentences: Optional[int] = None,
+        required_batch_size_multiple: int = 1,
+        fixed_shapes: Optional[Sequence[Tuple[int, int]]] = None,
+    ) -> List[np.ndarray]:
+        if not isinstance(indices, np.ndarray):
+            indices = np.fromiter(indices, dtype=np.int64, count=-1)
+        if len(indices) == 0 and fixed_shapes is None:
+            return []  # the original looks at the last of no batches
+        batches: List[np.ndarray] = original(
+            indices,
+            num_tokens_fn,
+            num_tokens_vec,
+            max_tokens,
+            max_sentences,
+            required_batch_size_multiple,
+            fixed_shapes,
+        )
+        batched = sum(len(batch) for batch in batches)
+        if fixed_shapes is None and batched < len(indices):
+            batches = [*batches, indices[batched:]]
+        return batches
+
+    rebind("batch_by_size", original, batch_by_size)
+
+
+def _buckets_fail() -> bool:
+    from fairseq.data import data_utils
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            data_utils.get_buckets(np.arange(1, 5), 2)
+        except TypeError:
+            return True
+    return False
+
+
+def _bucket_with_current_numpy() -> None:
+    """Replaces ``percentile(interpolation="lower")``, which numpy 2.4 no longer understands."""
+    from fairseq.data import data_utils
+
+    original = data_utils.get_buckets
+
+    @functools.wraps(original)
+    def get_buckets(sizes: np.ndarray, num_buckets: int) -> np.ndarray:
+        quantiles = np.linspace(0, 100, num_buckets + 1)
+        return np.unique(np.percentile(sizes, quantiles, method="lower")[1:])
+
+    rebind("get_buckets", original, get_buckets)
+
+
+def _numpy_lacks_long() -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return not hasattr(getattr(np, "compat", None), "long")
+
+
+def _blocks_need_long() -> bool:
+    from fairseq.data import token_block_dataset
+
+    build = token_block_dataset.TokenBlockDataset._build_slice_indices
+    return token_block_dataset.np is np and uses_name(build, "compat") and _numpy_lacks_long()
+
+
+def _give_blocks_long() -> None:
+    from fairseq.data import token_block_dataset
+
+    token_block_dataset.np = _NumpyWithCompat("numpy")
+
+
+def _pairs_need_long() -> bool:
+    from fairseq.data import language_pair_dataset
+
+    build = language_pair_dataset.LanguagePairDataset.__init__
+    return language_pair_dataset.np is np and uses_name(build, "compat") and _numpy_lacks_long()
+
+
+def _give_pairs_long() -> None:
+    from fairseq.data import language_pair_dataset
+
+    language_pair_dataset.np = _NumpyWithCompat("numpy")
+
+
+REPAIRS = (
+    Repair("batch_by_size drops the last sentences", _drops_sentences, _keep_all_sentences),
+    Repair(
+        "--num-batch-buckets fails with numpy >= 2.4", _buckets_fail, _bucket_with_current_numpy
+    ),
+    Repair("--sample-break-mode eos fails with numpy 2", _blocks_need_long, _give_blocks_long),
+    Repair("--num-batch-buckets fails with numpy 2", _pairs_need_long, _give_pairs_long),
+)
