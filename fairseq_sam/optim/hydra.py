@@ -62,12 +62,12 @@ def _as_flags(parser: ArgumentParser, cfg: DictConfig, keys: List[str], native: 
 
 def _add_run_settings(args: Namespace, cfg: DictConfig) -> None:
     """Adds what the command line would have in the same namespace."""
-    run: Any = cfg._get_parent()
+    run: Any = cfg._get_parent() or {}
     for group, names in {
         "optimization": ("lr", "max_epoch", "use_bmuf"),
         "distributed_training": ("ddp_backend", "pipeline_model_parallel"),
         "common": ("tpu", "model_parallel_size"),
     }.items():
-        node = run.get(group) if run is not None else None
+        node = run.get(group)
         for name in names if node is not None else ():
             setattr(args, name, node.get(name))

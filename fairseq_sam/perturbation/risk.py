@@ -20,20 +20,25 @@ Example:
 """
 
 import contextlib
-from typing import Any, Callable, ContextManager, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, ContextManager, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
-from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.autocast import autocast_dtype, autocast_off
+from fairseq_sam.perturbation.gradients import (
+    Gradients,
+    add_gradients_,
+    carry_gradients,
+    put_gradients,
+    take_gradients,
+)
 from fairseq_sam.perturbation.groups import at_least_float32
 from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.running_statistics import RunningStatistics
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
-
-Gradients = List[Optional[Tensor]]
 
 
 class ForwardPass(NamedTuple):
@@ -122,7 +127,7 @@ class SharpnessAwareLoss:
                 accumulated before are back in place by then.
         """
         self.restore()
-        accumulated = _take_gradients(self.trained)
+        accumulated = take_gradients(self.trained)
         statistics = RunningStatistics(self._model or nn.Module())
         try:
             inner = self._inner_passes(forward, scale_loss, no_sync, statistics)
@@ -132,7 +137,7 @@ class SharpnessAwareLoss:
             self.restore()
             raise
         finally:
-            _put_gradients(self.trained, accumulated)
+            put_gradients(self.trained, accumulated)
         return self._outcome(inner, perturbed)
 
     def _inner_passes(
@@ -149,17 +154,17 @@ class SharpnessAwareLoss:
             with no_sync():
                 output = forward()
                 scale = self._backward(output.loss, scale_loss)
-            gradients = _take_gradients(self.trained)
+            gradients = take_gradients(self.trained)
             if inner is None:
                 clean = ForwardPass(output.loss.detach(), output.sample_size, output.extra)
                 inner = _InnerPasses(clean, scale, [])
                 statistics.save()
             if self.settings.risk == "mean":
-                _add_gradients_(inner.gradients, gradients)
+                add_gradients_(inner.gradients, gradients)
             self.weights.ascend(
                 [gradients[i] for i in self._chosen],
                 divisor=self._divisor(inner),
-                compute_dtype=_autocast_dtype(clean.loss.device),
+                compute_dtype=autocast_dtype(clean.loss.device),
                 consume=self.settings.risk == "perturbed" or step > 0,
             )
             del output, gradients
@@ -169,7 +174,7 @@ class SharpnessAwareLoss:
 
     def _backward(self, loss: Tensor, scale_loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Runs backward on this pass's share of the risk; returns the loss scale used."""
-        with _autocast_off(loss.device):
+        with autocast_off(loss.device):
             scale = scale_loss(at_least_float32(torch.ones_like(loss.detach())))
             scale_loss(loss * self._share).backward()
         return scale
@@ -204,14 +209,7 @@ class SharpnessAwareLoss:
         one = torch.ones_like(loss.detach())
         share = torch.where(finite, one * self._share, one)
         unscale = torch.where(finite, 1.0 / inner.scale, torch.zeros_like(inner.scale))
-        live = [i for i, gradient in enumerate(inner.gradients) if gradient is not None]
-        holder = _Holder([inner.gradients[i] for i in live], finite)
-        inner.gradients.clear()
-        weights = [self.trained[i] for i in live]
-        risk: Tensor = _MeanRisk.apply(  # type: ignore[no-untyped-call]
-            loss, share, unscale, holder, *weights
-        )
-        return risk
+        return carry_gradients(loss, share, self.trained, inner.gradients, unscale, finite)
 
     def _restore_when_backward_ends(self, gradient: Tensor) -> None:
         Variable._execution_engine.queue_callback(self.restore)
@@ -223,78 +221,3 @@ class _InnerPasses(NamedTuple):
     clean: ForwardPass
     scale: Tensor
     gradients: Gradients
-
-
-class _Holder:
-    """Carries gradients past autograd, which would otherwise track them as inputs."""
-
-    def __init__(self, gradients: List[Any], finite: Tensor) -> None:
-        self.gradients = gradients
-        self.finite = finite
-
-
-class _MeanRisk(torch.autograd.Function):
-    """Weighs the last pass's loss and adds the inner passes' gradients in its backward.
-
-    The gradients reach ``p.grad`` through the graph, so that hooks on the parameters (data-parallel
-    reduction) see the whole sum once.
-    """
-
-    @staticmethod
-    def forward(ctx, loss, share, unscale, holder, *weights):  # type: ignore
-        ctx.holder = holder
-        ctx.save_for_backward(share, unscale)
-        return loss * share
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_output):  # type: ignore
-        share, unscale = ctx.saved_tensors
-        gradients, ctx.holder.gradients = ctx.holder.gradients, []
-        if gradients:
-            foreach.discard_non_finite_(gradients, ctx.holder.finite)
-            factor = grad_output * unscale
-            torch._foreach_mul_(gradients, [factor.to(gradient) for gradient in gradients])
-        return (grad_output * share, None, None, None, *gradients)
-
-
-def _take_gradients(weights: Sequence[Tensor]) -> Gradients:
-    taken = [weight.grad for weight in weights]
-    for weight in weights:
-        weight.grad = None
-    return [g.to_dense() if g is not None and g.is_sparse else g for g in taken]
-
-
-def _put_gradients(weights: Sequence[Tensor], gradients: Gradients) -> None:
-    for weight, gradient in zip(weights, gradients):
-        weight.grad = gradient
-
-
-def _add_gradients_(total: Gradients, gradients: Gradients) -> None:
-    """Adds into ``total`` in place; a gradient that only one side has is kept as it is."""
-    if not total:
-        total.extend(gradients)
-        return
-    both = [(t, g) for t, g in zip(total, gradients) if t is not None and g is not None]
-    if both:
-        torch._foreach_add_([t for t, _ in both], [g for _, g in both])
-    total[:] = [g if t is None else t for t, g in zip(total, gradients)]
-
-
-def _autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
-    """Returns the format that autocast computes in, None where it is off."""
-    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        enabled = torch.is_autocast_enabled(device.type)
-        return torch.get_autocast_dtype(device.type) if enabled else None
-    if device.type == "cuda" and torch.is_autocast_enabled():
-        return torch.get_autocast_gpu_dtype()
-    if device.type == "cpu" and torch.is_autocast_cpu_enabled():
-        return torch.get_autocast_cpu_dtype()
-    return None
-
-
-def _autocast_off(device: torch.device) -> ContextManager[Any]:
-    """Backward passes run outside autocast, which chooses their formats by the forward's."""
-    if _autocast_dtype(device) is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, enabled=False)
