@@ -67,7 +67,7 @@ from fairseq_sam import host
 host.repair()
 show()
 """
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
         environment.pop("LOGLEVEL", None)
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", program],
