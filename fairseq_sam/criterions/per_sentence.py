@@ -1,5 +1,6 @@
 """What makes a fairseq criterion per-sentence: one mixin, one method to write."""
 
+import contextlib
 from typing import Any, Dict, NamedTuple, Optional, Union
 
 import torch
@@ -7,7 +8,7 @@ from fairseq.criterions import FairseqCriterion
 from torch import Tensor
 
 from fairseq_sam.criterions.float64 import preserve_float64
-from fairseq_sam.criterions.recording import RecordedModel
+from fairseq_sam.criterions.recording import ModelAnswered, RecordedModel
 from fairseq_sam.criterions.reductions import one_row_per_sentence, sum_tokens_per_sentence
 
 
@@ -73,20 +74,49 @@ class PerSentenceCriterion(FairseqCriterion):
         with preserve_float64(model):
             # The stock loss is dropped at once, with its graph: only the logs are wanted.
             sample_size, logging_output = self.forward(recorded, sample)[1:]
-            if recorded.num_calls != 1:
-                raise RuntimeError(
-                    f"{type(self).__qualname__} called the model {recorded.num_calls} times in one "
-                    "forward pass; override per_sentence_losses instead of unreduced_losses"
-                )
-            unreduced = self.unreduced_losses(recorded, recorded.net_output, sample)
-            losses = sum_tokens_per_sentence(unreduced, dtype=dtype)
-        num_sentences = sample.get("nsentences", losses.size(0))
-        if losses.size(0) != num_sentences:
+            unreduced = self._checked_losses(recorded, sample)
+        losses = sum_tokens_per_sentence(unreduced, dtype=dtype)
+        return PerSentenceLosses(losses, sample_size, logging_output)
+
+    def losses_only(
+        self, model: Any, sample: Dict[str, Any], dtype: Optional[torch.dtype] = None
+    ) -> Tensor:
+        """The same losses to the bit, without sample size and logs: for probing passes.
+
+        Costs what the stock criterion's forward pass costs, where :meth:`per_sentence_losses` goes
+        over the log-probabilities once more.
+
+        Args:
+            model: as in :meth:`per_sentence_losses`.
+            sample: fairseq's mini-batch.
+            dtype: as in :meth:`per_sentence_losses`.
+
+        Returns:
+            Summed losses in nats ``[batch]``, attached to the graph if there is one.
+        """
+        if type(self).per_sentence_losses is not PerSentenceCriterion.per_sentence_losses:
+            return self.per_sentence_losses(model, sample, dtype).losses
+        recorded = RecordedModel(model, stop=True)
+        with preserve_float64(model):
+            with contextlib.suppress(ModelAnswered):
+                self.forward(recorded, sample)
+            unreduced = self._checked_losses(recorded, sample)
+        return sum_tokens_per_sentence(unreduced, dtype=dtype)
+
+    def _checked_losses(self, recorded: RecordedModel, sample: Dict[str, Any]) -> Tensor:
+        if recorded.num_calls != 1:
+            raise RuntimeError(
+                f"{type(self).__qualname__} called the model {recorded.num_calls} times in one "
+                "forward pass; override per_sentence_losses instead of unreduced_losses"
+            )
+        unreduced = self.unreduced_losses(recorded, recorded.net_output, sample)
+        num_sentences = sample.get("nsentences", unreduced.size(0))
+        if unreduced.size(0) != num_sentences:
             raise ValueError(
-                f"{type(self).__qualname__}.unreduced_losses returned {losses.size(0)} rows for "
+                f"{type(self).__qualname__}.unreduced_losses returned {unreduced.size(0)} rows for "
                 f"{num_sentences} sentences; its first dimension must be the batch"
             )
-        return PerSentenceLosses(losses, sample_size, logging_output)
+        return unreduced
 
     def unreduced_losses(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tensor:
         """What the sentences, or their tokens, contribute to the summed loss.

@@ -5,12 +5,20 @@ from typing import Any, Optional
 from torch import Tensor
 
 
+class ModelAnswered(Exception):
+    """Ends a criterion's forward pass as soon as the model has put something out."""
+
+
 class RecordedModel:
     """Behaves like ``model`` towards a criterion, and keeps the output of its one forward pass.
 
     With it a stock criterion's own ``forward`` yields its logging output, and the same forward pass
     yields the per-sentence losses. The log-probabilities of that output are computed once, whoever
     asks for them, so the vocabulary-sized tensor exists once.
+
+    Args:
+        model: the model.
+        stop: raise :class:`ModelAnswered` after the forward pass, to spare the criterion's loss.
 
     Attributes:
         net_output: what the model returned.
@@ -20,14 +28,16 @@ class RecordedModel:
     net_output: Any
     num_calls: int
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, stop: bool = False) -> None:
         # Past __setattr__, which hands attributes on to the model.
-        self.__dict__.update(_model=model, _lprobs=None, net_output=None, num_calls=0)
+        self.__dict__.update(_model=model, _stop=stop, _lprobs=None, net_output=None, num_calls=0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model."""
         output = self._model(*args, **kwargs)
         self.__dict__.update(net_output=output, num_calls=self.num_calls + 1, _lprobs=None)
+        if self._stop:
+            raise ModelAnswered
         return output
 
     def __getattr__(self, name: str) -> Any:

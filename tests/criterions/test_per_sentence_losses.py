@@ -137,6 +137,7 @@ def test_forward_and_logs_are_the_stock_ones_to_the_bit(
     assert_same_logs(logs, expected_logs)
     assert_same_logs(vector.logging_output, expected_logs)
     assert vector.losses.dtype == torch.float32
+    assert torch.equal(ours.losses_only(case.model, sample), vector.losses)
     torch.testing.assert_close(vector.losses.sum(), expected_loss, rtol=1e-5, atol=1e-5)
     if expected_size > 0:
         assert reduced(ours, [vector.logging_output] * 2) == reduced(stock, [expected_logs] * 2)
@@ -287,6 +288,20 @@ def test_one_forward_pass_and_no_hooks(make_case: Any, make_criterion: Any) -> N
     ours.register_forward_hook(lambda *_: calls.append("criterion"))
     ours.per_sentence_losses(case.model, case.batch())
     assert calls == ["model"]
+    ours.losses_only(case.model, case.batch())
+    assert calls == ["model", "model"]
+
+
+def test_losses_only_leaves_the_stock_loss_out(
+    make_case: Any, make_criterion: Any, monkeypatch: Any
+) -> None:
+    case = make_case("translation")
+    ours = make_criterion("per_sentence_label_smoothed_cross_entropy", case.task)
+    expected = ours.per_sentence_losses(case.model, case.batch()).losses
+    monkeypatch.setattr(ours, "compute_loss", None)
+    assert torch.equal(ours.losses_only(case.model, case.batch()), expected)
+    rounded = ours.losses_only(case.model, case.batch(), dtype=torch.float32)
+    assert rounded.dtype == torch.float32
 
 
 def test_data_parallel_wrapper(make_case: Any, make_criterion: Any) -> None:

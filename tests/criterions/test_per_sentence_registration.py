@@ -101,6 +101,18 @@ def test_two_calls_of_the_model_are_refused(make_case: Any) -> None:
         Twice(case.task, False).per_sentence_losses(case.model, case.batch())
 
 
+def test_losses_only_follows_an_overridden_method(make_case: Any) -> None:
+    case = make_case("translation")
+
+    class Own(PerSentenceCriterion, CrossEntropyCriterion):
+        def per_sentence_losses(
+            self, model: Any, sample: Any, dtype: Any = None
+        ) -> PerSentenceLosses:
+            return PerSentenceLosses(torch.arange(4.0), 4, {})
+
+    assert Own(case.task, False).losses_only(case.model, {}).tolist() == [0, 1, 2, 3]
+
+
 def test_wrong_number_of_rows_is_refused(make_case: Any) -> None:
     case = make_case("translation")
 
