@@ -8,9 +8,9 @@ import torch
 
 def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
     """Returns the format that autocast computes in, None where it is off."""
-    if hasattr(torch, "getautocast_dtype"):  # torch >= 2.4
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
         enabled = torch.is_autocast_enabled(device.type)
-        return torch.getautocast_dtype(device.type) if enabled else None
+        return torch.get_autocast_dtype(device.type) if enabled else None
     if device.type == "cuda" and torch.is_autocast_enabled():
         return torch.get_autocast_gpu_dtype()
     if device.type == "cpu" and torch.is_autocast_cpu_enabled():
