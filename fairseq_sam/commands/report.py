@@ -1,0 +1,94 @@
+"""``fairseq-sam report``: finished runs as a table and as curves."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from fairseq_sam.commands.errors import CommandError
+
+_EPILOG = """\
+example:
+  fairseq-sam report runs/adam runs/ga_sam --output report.md --plot curves.png
+  fairseq-sam report runs/* --group-by 'seed[0-9]+'
+
+A run directory holds the log of one fairseq-train (any *.log, --log-format json or plain) and, if
+there are any, the results of `sacrebleu --format json` (*.json) and of fairseq-generate
+(generate*.txt). Losses and sharpness are in bits, as fairseq logs them; seconds per epoch are
+training time without validation.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this subcommand's parser."""
+    parser = subparsers.add_parser(
+        "report",
+        help="tabulate and plot finished runs",
+        description="Puts runs side by side: scores, losses, time, learning curves, sharpness.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directories of one run each")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the Markdown table here as well"
+    )
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the curves into FILE (.png, .pdf, .svg)"
+    )
+    parser.add_argument("--title", help="heading of the table and of the plot")
+    parser.add_argument(
+        "--group-by",
+        type=_regular_expression,
+        metavar="REGEX",
+        help="runs whose names differ only in what REGEX matches share a row: mean ± std",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Reads the runs, prints the table, writes what was asked for."""
+    from fairseq_sam.reporting.runs import RunError, read_run, run_names
+    from fairseq_sam.reporting.table import markdown_table
+
+    directories = [Path(path) for path in args.runs]
+    try:
+        runs = [read_run(path, name) for path, name in zip(directories, run_names(directories))]
+        table = markdown_table(runs, args.group_by)
+        text = f"# {args.title}\n\n{table}" if args.title else table
+        print(text, end="")
+        if args.output is not None:
+            _write(text, args.output)
+        if args.plot is not None:
+            _plot(runs, args)
+    except RunError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename}: {error.strerror}") from error
+    return 0
+
+
+def _plot(runs: list, args: argparse.Namespace) -> None:
+    try:
+        from fairseq_sam.reporting.plot import write_plot
+
+        write_plot(runs, args.plot, args.title)
+    except ImportError as error:
+        raise CommandError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
+    except ValueError as error:
+        raise CommandError(f"{args.plot}: {error}".splitlines()[0]) from error
+
+
+def _write(text: str, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"bad regular expression {text!r}: {error}") from None
+    return text
