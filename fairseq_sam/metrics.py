@@ -24,6 +24,9 @@ from fairseq_sam.perturbation import Outcome
 
 PREFIX = "sam_"
 
+DIGITS = 9
+"""Decimals kept, so many because fairseq prints six significant ones and small radii are small."""
+
 LoggingOutput = Dict[str, Any]
 
 
@@ -71,13 +74,13 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
     if perturbed and all("sam_loss" in output for output in logging_outputs):
         size = _total(logging_outputs, "sample_size") or 1
         metrics.log_scalar(
-            "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=4
+            "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
         )
         for name, priority in (("norm", 32), ("realised", 33), ("skipped", 34)):
             if any(PREFIX + name in output for output in logging_outputs):
                 share = _total(logging_outputs, PREFIX + name) / perturbed
                 metrics.log_scalar(
-                    f"perturbation_{name}", share, perturbed, priority=priority, round=4
+                    f"perturbation_{name}", share, perturbed, priority=priority, round=DIGITS
                 )
     metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=35, round=2)
 
