@@ -6,15 +6,15 @@ from tests.fairseq_runs import Run
 
 # A flag or two of each, and what they become in the torch optimizer's parameter group.
 BASES = {
-    "adam": ("--adam-betas '(0.5, 0.6)' --weight-decay 0.1", dict(betas=[0.5, 0.6])),
-    "nag": ("--momentum 0.5 --weight-decay 0.1", dict(momentum=0.5, weight_decay=0.1)),
-    "sgd": ("--momentum 0.5 --weight-decay 0.1", dict(momentum=0.5, weight_decay=0.1)),
-    "adagrad": ("--weight-decay 0.1", dict(weight_decay=0.1)),
-    "adadelta": ("--adadelta-rho 0.5 --adadelta-eps 0.01", dict(rho=0.5, eps=0.01)),
-    "adamax": ("--adamax-betas '(0.5, 0.6)' --adamax-eps 0.01", dict(betas=(0.5, 0.6), eps=0.01)),
+    "adam": ("--adam-betas '(0.5, 0.6)' --weight-decay 0.1", {"betas": [0.5, 0.6]}),
+    "nag": ("--momentum 0.5 --weight-decay 0.1", {"momentum": 0.5, "weight_decay": 0.1}),
+    "sgd": ("--momentum 0.5 --weight-decay 0.1", {"momentum": 0.5, "weight_decay": 0.1}),
+    "adagrad": ("--weight-decay 0.1", {"weight_decay": 0.1}),
+    "adadelta": ("--adadelta-rho 0.5 --adadelta-eps 0.01", {"rho": 0.5, "eps": 0.01}),
+    "adamax": ("--adamax-betas '(0.5, 0.6)' --adamax-eps 0.01", {"betas": (0.5, 0.6), "eps": 0.01}),
     "adafactor": (
         "--adafactor-eps '(1e-20, 1e-2)' --decay-rate -0.5 --beta1 0.3 --clip-threshold 2",
-        dict(eps=(1e-20, 1e-2), decay_rate=-0.5, beta1=0.3, clip_threshold=2.0),
+        {"eps": (1e-20, 1e-2), "decay_rate": -0.5, "beta1": 0.3, "clip_threshold": 2.0},
     ),
 }
 NOT_ON_CPU = {
