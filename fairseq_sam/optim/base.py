@@ -1,6 +1,5 @@
 """Base optimizers: any that fairseq registers, with its own flags, however it was registered."""
 
-import ast
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from typing import Any, Dict, List, Union
 
@@ -61,7 +60,7 @@ def build_base_optimizer(
         return optim._build_optimizer(args, params)
     fields = [key for key in dataclass.__dataclass_fields__ if not key.startswith("_")]
     given: Dict[str, Any] = {
-        key: values[key] if isinstance(values, DictConfig) else _literal(getattr(values, key))
+        key: values[key] if isinstance(values, DictConfig) else _as_list(getattr(values, key))
         for key in fields
         if (key in values if isinstance(values, DictConfig) else hasattr(values, key))
     }
@@ -70,11 +69,6 @@ def build_base_optimizer(
     return optim._build_optimizer(cfg, params)
 
 
-def _literal(value: Any) -> Any:
-    """Returns what text stands for: fairseq passes tuples and lists as text."""
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            return value
+def _as_list(value: Any) -> Any:
+    """Omegaconf knows no tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -20,23 +20,26 @@ Example:
 """
 
 import contextlib
-from typing import Any, Callable, ContextManager, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, ContextManager, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
 
+from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.autocast import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.gradients import (
     Gradients,
     add_gradients_,
-    carry_gradients,
+    add_scaled_gradients_,
     put_gradients,
     take_gradients,
 )
 from fairseq_sam.perturbation.groups import at_least_float32
+from fairseq_sam.perturbation.probing import probe_losses, weigh
 from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.running_statistics import RunningStatistics
+from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
@@ -48,11 +51,13 @@ class ForwardPass(NamedTuple):
         loss: scalar with a graph, summed as the training loop wants it.
         sample_size: what the loss is divided by for its mean (``loss_reduction="mean"``).
         extra: anything else; handed through.
+        losses: the loss of each sentence [batch], whose sum ``loss`` is; only δ-SAM asks for it.
     """
 
     loss: Tensor
     sample_size: Union[int, float, Tensor] = 1
     extra: Any = None
+    losses: Optional[Tensor] = None
 
 
 class Outcome(NamedTuple):
@@ -67,6 +72,8 @@ class Outcome(NamedTuple):
             changed in them and a what it asked for; None where all weights have full precision.
         finite: boolean scalar tensor; false where an inner pass overflowed and the batch was
             therefore trained on without perturbation.
+        uniform: boolean scalar tensor; true where δ-SAM's sentence weights told nothing (all
+            zero, or not finite) and uniform ones took their place; None without δ-SAM.
     """
 
     loss: Tensor
@@ -75,6 +82,7 @@ class Outcome(NamedTuple):
     norm: Tensor
     realised: Optional[Tensor]
     finite: Tensor
+    uniform: Optional[Tensor] = None
 
 
 class SharpnessAwareLoss:
@@ -111,6 +119,7 @@ class SharpnessAwareLoss:
         forward: Callable[[], ForwardPass],
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+        per_sentence: Optional[Callable[[], ForwardPass]] = None,
     ) -> Outcome:
         """Runs the inner passes and the last forward pass.
 
@@ -118,6 +127,7 @@ class SharpnessAwareLoss:
             forward: runs the model on the batch; called K + 1 times with the same random numbers.
             scale_loss: the loss scaling of mixed-precision training, for the inner passes.
             no_sync: context in which backward does not reduce gradients across workers.
+            per_sentence: like ``forward`` but giving ``losses`` too; needed by δ-SAM's weights.
 
         Returns:
             The outcome; the weights stay perturbed until the backward of its loss has ended.
@@ -130,13 +140,13 @@ class SharpnessAwareLoss:
         accumulated = take_gradients(self.trained)
         statistics = RunningStatistics(self._model or nn.Module())
         try:
-            inner = self._inner_passes(forward, scale_loss, no_sync, statistics)
+            inner = self._inner_passes(per_sentence or forward, scale_loss, no_sync, statistics)
             perturbed = forward()
-            statistics.restore()
         except BaseException:
             self.restore()
             raise
         finally:
+            statistics.restore()
             put_gradients(self.trained, accumulated)
         return self._outcome(inner, perturbed)
 
@@ -149,35 +159,79 @@ class SharpnessAwareLoss:
     ) -> "_InnerPasses":
         """Runs the K passes at w + a_0 .. w + a_{K−1} and leaves the weights at w + a_K."""
         random_state = RandomState(self.trained)
+        statistics.save()
+        probes = self._probe(forward, random_state)
+        statistics.restore()
         inner: Optional[_InnerPasses] = None
         for step in range(self.settings.num_steps):
             with no_sync():
                 output = forward()
-                scale = self._backward(output.loss, scale_loss)
-            gradients = take_gradients(self.trained)
-            if inner is None:
-                clean = ForwardPass(output.loss.detach(), output.sample_size, output.extra)
-                inner = _InnerPasses(clean, scale, [])
-                statistics.save()
-            if self.settings.risk == "mean":
-                add_gradients_(inner.gradients, gradients)
+                if inner is None:
+                    inner = self._begin(output, scale_loss, probes)
+                    statistics.save()
+                gradients = self._gradients(output, inner, scale_loss)
             self.weights.ascend(
                 [gradients[i] for i in self._chosen],
                 divisor=self._divisor(inner),
-                compute_dtype=autocast_dtype(clean.loss.device),
-                consume=self.settings.risk == "perturbed" or step > 0,
+                compute_dtype=autocast_dtype(inner.clean.loss.device),
+                # At the first step of an unweighted mean risk these are the risk's own.
+                consume=step > 0 or self.settings.risk == "perturbed" or inner.weights is not None,
             )
             del output, gradients
             random_state.restore()
         assert inner is not None  # num_steps >= 1
         return inner
 
-    def _backward(self, loss: Tensor, scale_loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """Runs backward on this pass's share of the risk; returns the loss scale used."""
-        with autocast_off(loss.device):
-            scale = scale_loss(at_least_float32(torch.ones_like(loss.detach())))
-            scale_loss(loss * self._share).backward()
-        return scale
+    def _probe(
+        self, forward: Callable[[], ForwardPass], random_state: RandomState
+    ) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
+        """Returns the sentences' losses around w where δ-SAM's weights need them."""
+        if self.settings.weighting == "uniform":
+            return None
+        return probe_losses(
+            self.weights,
+            lambda: _losses(forward()),
+            length=self.settings.probe_length,
+            two_sided=self.settings.weighting == "published",
+            random_state=random_state,
+        )
+
+    def _begin(
+        self,
+        output: ForwardPass,
+        scale_loss: Callable[[Tensor], Tensor],
+        probes: Optional[Tuple[Tensor, Optional[Tensor]]],
+    ) -> "_InnerPasses":
+        """Returns what the pass at w settles for the passes to come."""
+        clean = ForwardPass(output.loss.detach(), output.sample_size, output.extra)
+        with autocast_off(clean.loss.device):
+            scale = scale_loss(at_least_float32(torch.ones_like(clean.loss)))
+        weights = None
+        if probes is not None:
+            weights = weigh(self.settings, Probes(_losses(output).detach(), *probes))
+        return _InnerPasses(clean, scale, weights, [])
+
+    def _gradients(
+        self, output: ForwardPass, inner: "_InnerPasses", scale_loss: Callable[[Tensor], Tensor]
+    ) -> Gradients:
+        """Runs backward; adds the risk's gradient to ``inner`` and returns the ascent's.
+
+        Without sentence weights the two are one. With them the mean risk, which is unweighted,
+        takes a backward pass of its own.
+        """
+        weights = inner.weights
+        with autocast_off(output.loss.device):
+            if self.settings.risk == "mean" or weights is None:
+                loss = scale_loss(output.loss * self._share)
+                loss.backward(retain_graph=weights is not None)
+                gradients = take_gradients(self.trained)
+                if self.settings.risk == "mean":
+                    add_gradients_(inner.gradients, gradients)
+            if weights is not None:
+                weighted = (weights.values * _losses(output)).sum()
+                scale_loss(weighted * self._share).backward()
+                gradients = take_gradients(self.trained)
+        return gradients
 
     def _divisor(self, inner: "_InnerPasses") -> Tensor:
         """What the gradients are to be divided by to become those that the scales see."""
@@ -191,33 +245,47 @@ class SharpnessAwareLoss:
     def _outcome(self, inner: "_InnerPasses", perturbed: ForwardPass) -> Outcome:
         loss, finite = perturbed.loss, self.weights.finite
         if self.settings.risk == "mean":
-            loss = self._mean_risk(loss, inner, finite)
+            one = torch.ones_like(loss.detach())
+            # Where an inner pass overflowed, the loss alone: it was computed at w.
+            loss = loss * torch.where(finite.to(loss.device), one * self._share, one)
         if loss.requires_grad:
-            loss.register_hook(self._restore_when_backward_ends)
+            loss.register_hook(lambda gradient: self._begin_backward(gradient, inner, finite))
         else:
             self.restore()
         perturbed = ForwardPass(perturbed.loss.detach(), perturbed.sample_size, perturbed.extra)
         realised = self.weights.realised if self.weights.low_precision else None
-        return Outcome(loss, inner.clean, perturbed, self.weights.norm, realised, finite)
+        uniform = None if inner.weights is None else inner.weights.uniform
+        return Outcome(loss, inner.clean, perturbed, self.weights.norm, realised, finite, uniform)
 
-    def _mean_risk(self, loss: Tensor, inner: "_InnerPasses", finite: Tensor) -> Tensor:
-        """Returns this pass's share of the risk, carrying the inner passes' gradients.
+    @torch.no_grad()
+    def _begin_backward(self, gradient: Tensor, inner: "_InnerPasses", finite: Tensor) -> None:
+        """Adds the inner passes' gradients of the mean risk, and sees to the weights' return.
 
-        Where an inner pass overflowed, the loss alone: it was computed at w.
+        Runs when the gradient arrives at the loss: it tells the loss scale, and what is added to
+        ``p.grad`` before any parameter's hook has run is reduced across workers with the rest,
+        just like the micro-batches that were accumulated before.
         """
-        finite = finite.to(loss.device)
-        one = torch.ones_like(loss.detach())
-        share = torch.where(finite, one * self._share, one)
-        unscale = torch.where(finite, 1.0 / inner.scale, torch.zeros_like(inner.scale))
-        return carry_gradients(loss, share, self.trained, inner.gradients, unscale, finite)
-
-    def _restore_when_backward_ends(self, gradient: Tensor) -> None:
+        gradients = inner.gradients[:]
+        inner.gradients.clear()
+        if gradients:
+            finite = finite.to(gradient.device)
+            present = [g for g in gradients if g is not None]
+            foreach.discard_non_finite_(present, finite)
+            factor = torch.where(finite, gradient / inner.scale, torch.zeros_like(gradient))
+            add_scaled_gradients_(self.trained, gradients, factor)
         Variable._execution_engine.queue_callback(self.restore)
 
 
 class _InnerPasses(NamedTuple):
-    """The pass at w, the loss scale, and the gradients summed over the passes (mean risk)."""
+    """What the inner passes leave; the gradients are summed over them, for the mean risk."""
 
     clean: ForwardPass
     scale: Tensor
+    weights: Optional[SentenceWeights]
     gradients: Gradients
+
+
+def _losses(output: ForwardPass) -> Tensor:
+    if output.losses is None:
+        raise ValueError("sentence weights need the loss of each sentence: ForwardPass.losses")
+    return output.losses

@@ -21,11 +21,14 @@ def stochastic_round(values: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         values: float32.
-        dtype: ``torch.float16`` or ``torch.bfloat16``.
+        dtype: usually ``torch.float16`` or ``torch.bfloat16``.
 
     Returns:
-        A tensor of ``dtype``; values that the format holds exactly stay as they are.
+        A tensor of ``dtype``; values that the format holds exactly stay as they are. Values are
+        returned unchanged where ``dtype`` is no half-precision format.
     """
+    if dtype not in LOW_PRECISION:
+        return values
     info = torch.finfo(dtype)
     # The exponent bits alone are the power of two below |x|; its product with the format's
     # epsilon is the distance between neighbours there.

@@ -2,7 +2,6 @@
 
 from typing import List, Tuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -27,9 +26,12 @@ class RunningStatistics:
         """Remembers the statistics: those after the pass at the unperturbed weights."""
         self._saved = [(buffer, buffer.clone()) for buffer in self._buffers]
 
-    @torch.no_grad()
     def restore(self) -> None:
-        """Puts the remembered statistics back."""
+        """Puts the remembered statistics back.
+
+        Past autograd, which would refuse a backward pass still to come: it has noted the buffers
+        though in training mode it does not read them.
+        """
         for buffer, saved in self._saved:
-            buffer.copy_(saved)
+            buffer.data.copy_(saved)
         self._saved = []

@@ -10,6 +10,7 @@ from typing import Any, Dict, Optional
 
 from fairseq_sam.perturbation.groups import GRANULARITIES
 from fairseq_sam.perturbation.scales import SCALES
+from fairseq_sam.perturbation.sentence_weights import WEIGHTINGS
 
 NORMS = ("l2", "linf")
 RISKS = ("perturbed", "mean")
@@ -33,6 +34,13 @@ class PerturbationSettings:
         loss_reduction: whether the scales see the gradient of the ``mean`` loss (summed loss over
             sample size) or of the ``sum`` as fairseq's criterions return it. It matters only to
             the scales that divide by the gradient (SPEC §3).
+        weighting: how sentences count in the ascent direction: ``uniform``, or by δ-SAM's
+            ``published`` or ``draft`` weights.
+        eta: η of the published weights, in nats: the least first difference (SPEC §4).
+        beta: β of the draft weights: how far they lie from uniform ones (SPEC §5).
+        probe_radius: length h of the random displacement at which the published weights are
+            measured; the differences are scaled back to rho. None chooses it by
+            :attr:`probe_length`, rho itself is the paper to the letter.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -45,13 +53,26 @@ class PerturbationSettings:
     risk: str = "perturbed"
     num_steps: int = 1
     loss_reduction: str = "mean"
+    weighting: str = "uniform"
+    eta: float = 1e-4
+    beta: float = 10.0
+    probe_radius: Optional[float] = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho >= 0):
             raise ValueError(f"rho is {self.rho}: it must be a finite number, 0 or more")
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}: it must be 1 or more")
+        if not isinstance(self.num_steps, int) or self.num_steps < 1:
+            raise ValueError(f"num_steps is {self.num_steps}: it must be a whole number, 1 or more")
+        if not self.eta > 0:
+            raise ValueError(f"eta is {self.eta}: it must be more than 0")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise ValueError(f"beta is {self.beta}: it must be a finite number, 0 or more")
+        if self.probe_radius is not None and not (0 < self.probe_radius < math.inf):
+            raise ValueError(
+                f"probe_radius is {self.probe_radius}: it must be a finite number above 0"
+            )
         _check_choice("norm", self.norm, NORMS)
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("scale", self.scale, SCALES)
         _check_choice("risk", self.risk, RISKS)
         _check_choice("loss_reduction", self.loss_reduction, LOSS_REDUCTIONS)
@@ -63,6 +84,11 @@ class PerturbationSettings:
                 )
         else:
             _check_choice("granularity", self.granularity, GRANULARITIES)
+
+    @property
+    def probe_length(self) -> float:
+        """h, how far δ-SAM's random displacement reaches."""
+        return self.rho if self.probe_radius is None else self.probe_radius
 
     @property
     def step_size(self) -> float:
@@ -87,6 +113,8 @@ METHODS: Dict[str, PerturbationSettings] = {
     "layer_sam": PerturbationSettings(rho=1e-5, scale="weight-over-gradient", granularity="layer"),
     # Zhang et al. 2021; the radius is the one of GA-SAM App. C for the Transformer.
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
+    # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for most GLUE tasks of the draft.
+    "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
     # paper's 0.8 does with its summed losses of 4k tokens (SPEC §3).
     "ga_sam": PerturbationSettings(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_sam.perturbation import constraint, foreach
 from fairseq_sam.perturbation.groups import Blocks, Groups, total_norm
-from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_
+from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_, stochastic_round
 from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
 from fairseq_sam.perturbation.settings import PerturbationSettings
 
@@ -95,6 +95,23 @@ class PerturbedWeights:
         else:
             self._next_step(given, norms)
         torch.clear_autocast_cache()  # it holds copies of the weights as they were
+
+    @torch.no_grad()
+    def displace(self, direction: Sequence[Tensor], length: float) -> None:
+        """Moves the weights, wherever they are, to w + length * direction.
+
+        Args:
+            direction: one per weight, shaped like it, float32 at least.
+            length: its factor.
+        """
+        self.restore()
+        self._take_snapshot()
+        if self.low_precision:
+            for weight, part in zip(self.weights, direction):
+                weight.copy_(stochastic_round(weight.float() + length * part, weight.dtype))
+        else:
+            torch._foreach_add_(self.weights, list(direction), alpha=length)
+        torch.clear_autocast_cache()
 
     @torch.no_grad()
     def restore(self) -> None:
