@@ -1,0 +1,165 @@
+"""Where two methods must agree, and where a method must be the plain gradient."""
+
+from typing import Any, List
+
+import pytest
+import torch
+from torch import Tensor
+
+from fairseq_sam.perturbation import (
+    PerturbationSettings,
+    PerturbedWeights,
+    SharpnessAwareLoss,
+    method_settings,
+)
+from tests.perturbation.small_net import (
+    METHODS,
+    SmallNet,
+    assert_all_close,
+    assert_all_equal,
+    batch,
+    forward_pass,
+    generator,
+    gradient_at,
+    gradients_of,
+    values,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=generator(seed))
+
+
+def moved(weights: List[Tensor], gradients: List[List[Tensor]], **settings: Any) -> List[Tensor]:
+    """Returns a_K after ascending along the given gradients."""
+    weights = values(weights)
+    before = values(weights)
+    perturbed = PerturbedWeights(weights, PerturbationSettings(**settings))
+    for step in gradients:
+        perturbed.ascend([g.clone() for g in step])
+    return [w - b for w, b in zip(weights, before)]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_vanishing_radius_gives_the_plain_gradient(method: str, norm: str, num_steps: int):
+    net, x = SmallNet(), batch()
+    parameters = list(net.parameters())
+    plain = gradient_at(net, x)(values(parameters))
+    settings = method_settings(method, rho=1e-9, norm=norm, num_steps=num_steps)
+    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    assert_all_close(gradients_of(parameters), plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_radius_of_zero_gives_the_plain_gradient(method: str, norm: str, num_steps: int):
+    net, x = SmallNet(), batch()
+    parameters = list(net.parameters())
+    before = values(parameters)
+    plain = gradient_at(net, x)(before)
+    settings = method_settings(method, rho=0.0, norm=norm, num_steps=num_steps)
+    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    assert_all_close(gradients_of(parameters), plain, rtol=1e-14)
+    assert_all_equal(values(parameters), before)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("granularity", ["layer", "model"])
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_one_tensor_layer_sam_is_sam_with_a_radius_of_its_own(
+    num_steps: int, granularity: str, norm: str
+):
+    w, steps = normal(3, 4), [[normal(3, 4, seed=k + 1)] for k in range(num_steps)]
+    radius = {
+        "weight": w.norm(),
+        "weight-over-gradient": w.norm() / steps[0][0].norm(),
+        "gradient-strength": 1 / steps[0][0].norm(),
+        "inverse-gradient": 1 / steps[0][0].norm(),
+        "weight-strength": w.norm() / 12**0.5,
+    }
+    for scale, factor in radius.items():
+        ours = moved(
+            [w],
+            steps,
+            rho=0.3,
+            norm=norm,
+            scale=scale,
+            granularity=granularity,
+            num_steps=num_steps,
+        )
+        sam = moved([w], steps, rho=0.3 * float(factor), norm=norm, num_steps=num_steps)
+        assert_all_close(ours, sam, rtol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_the_single_l2_or_linf_step_of_every_model_wise_scale_is_parallel_to_sams(norm: str):
+    weights, gradients = (
+        [normal(2, 3), normal(4, seed=1)],
+        [[normal(2, 3, seed=2), normal(4, seed=3)]],
+    )
+    sam = torch.cat([a.flatten() for a in moved(weights, gradients, rho=1.0, norm=norm)])
+    for scale in ("weight", "weight-over-gradient", "gradient-strength", "inverse-gradient"):
+        ours = moved(weights, gradients, rho=1.0, norm=norm, scale=scale, granularity="model")
+        ours = torch.cat([a.flatten() for a in ours])
+        assert float(torch.cosine_similarity(ours, sam, dim=0)) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("scale", ["weight", "gradient-strength", "weight-over-gradient"])
+class TestGranularitiesThatCoincide:
+    def agree(self, shape: Any, norm: str, scale: str, one: str, other: str) -> None:
+        weights = [normal(*shape), normal(*shape, seed=9)]
+        steps = [[normal(*shape, seed=2 * k + 1), normal(*shape, seed=2 * k + 2)] for k in range(2)]
+        parts = {"rho": 0.3, "norm": norm, "scale": scale, "num_steps": 2}
+        assert_all_close(
+            moved(weights, steps, granularity=one, **parts),
+            moved(weights, steps, granularity=other, **parts),
+            rtol=1e-12,
+        )
+
+    def test_a_matrix_of_one_row_is_one_filter(self, norm: str, scale: str):
+        self.agree((1, 5), norm, scale, "filter", "layer")
+
+    def test_filters_of_one_weight_are_elements(self, norm: str, scale: str):
+        self.agree((5, 1, 1), norm, scale, "filter", "element")
+
+    def test_a_vector_has_no_filters(self, norm: str, scale: str):
+        self.agree((5,), norm, scale, "filter", "element")
+
+    def test_a_scalar_is_everything_but_the_model(self, norm: str, scale: str):
+        self.agree((), norm, scale, "filter", "element")
+        self.agree((), norm, scale, "layer", "element")
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize(
+    ("scale", "granularity"), [("none", None), ("weight", "filter"), ("gradient-strength", "layer")]
+)
+def test_steps_along_a_constant_gradient_end_where_one_step_ends(
+    norm: str, scale: str, granularity: Any
+):
+    """On a linear loss a_1 of one step maximises it on S already."""
+    weights, gradient = [normal(2, 3), normal(4, seed=1)], [normal(2, 3, seed=2), normal(4, seed=3)]
+    parts = {"rho": 0.3, "norm": norm, "scale": scale, "granularity": granularity}
+    once = moved(weights, [gradient], **parts)
+    for num_steps in (2, 3, 5):
+        assert_all_close(
+            moved(weights, [gradient] * num_steps, num_steps=num_steps, **parts), once, rtol=1e-12
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_scale_and_the_batch_size_cancel(method: str):
+    """A loss summed over twice the sentences, with twice the sample size, is the same mean."""
+    net, x = SmallNet(), batch()
+    parameters = list(net.parameters())
+    settings = method_settings(method, rho=1e-3, num_steps=2)
+    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    once = gradients_of(parameters)
+    net.zero_grad(set_to_none=True)
+    SharpnessAwareLoss(parameters, settings)(forward_pass(net, torch.cat([x, x]))).loss.backward()
+    twice = [None if p.grad is None else p.grad / 2 for p in parameters]
+    assert_all_close(twice, once)
