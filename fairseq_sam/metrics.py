@@ -8,6 +8,7 @@ them up over micro-batches and workers, and :func:`log` turns the sums into
 ``perturbation_norm``      ‖a_K‖₂, mean over micro-batches
 ``perturbation_realised``  share of the perturbation that half-precision weights took; 1 is all
 ``perturbation_skipped``   share of micro-batches trained on unperturbed, as a pass overflowed
+``perturbation_uniform``   share of micro-batches whose δ-SAM weights fell back to uniform ones
 ``perturbation_on``        1 while the gate is open, 0 while the run is the base optimizer's
 =========================  ======================================================================
 
@@ -20,7 +21,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_sam.perturbation import Outcome
+from fairseq_sam.perturbation import Outcome, PerturbationSettings, PerturbedWeights
 
 PREFIX = "sam_"
 
@@ -35,13 +36,17 @@ def describe_off(logging_output: LoggingOutput) -> LoggingOutput:
     return {**logging_output, "sam_batches": 1, "sam_on": 0}
 
 
-def describe_dummy(logging_output: LoggingOutput, low_precision: bool) -> LoggingOutput:
+def keys_of(settings: PerturbationSettings, weights: PerturbedWeights) -> List[str]:
+    """Returns the keys that a perturbed micro-batch of a run logs, the same on every worker."""
+    keys = ["sam_loss", "sam_norm", "sam_skipped"]
+    keys += ["sam_realised"] if weights.low_precision else []
+    return keys + (["sam_uniform"] if settings.needs_sentences else [])
+
+
+def describe_dummy(logging_output: LoggingOutput, keys: List[str]) -> LoggingOutput:
     """Returns that of a worker without data, which must have the keys that the others have."""
-    zero = torch.zeros(())
-    entries = {"sam_loss": zero, "sam_norm": zero, "sam_skipped": zero}
-    if low_precision:
-        entries["sam_realised"] = zero
-    return {**logging_output, "sam_batches": 1, "sam_on": 1, **entries}
+    zeros = {key: torch.zeros(()) for key in keys}
+    return {**logging_output, "sam_batches": 1, "sam_on": 1, **zeros}
 
 
 def describe_on(outcome: Outcome) -> LoggingOutput:
@@ -54,6 +59,8 @@ def describe_on(outcome: Outcome) -> LoggingOutput:
     }
     if outcome.realised is not None:
         entries["sam_realised"] = outcome.realised
+    if outcome.uniform is not None:
+        entries["sam_uniform"] = outcome.uniform.float()
     return {**clean, "sam_batches": 1, "sam_on": 1, **entries}
 
 
@@ -76,7 +83,7 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
         metrics.log_scalar(
             "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
         )
-        for name, priority in (("norm", 32), ("realised", 33), ("skipped", 34)):
+        for name, priority in (("norm", 32), ("realised", 33), ("skipped", 34), ("uniform", 34)):
             if any(PREFIX + name in output for output in logging_outputs):
                 share = _total(logging_outputs, PREFIX + name) / perturbed
                 metrics.log_scalar(

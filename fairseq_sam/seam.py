@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import re
-from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq import criterions
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from fairseq_sam import metrics
 from fairseq_sam.optim import sharpness_aware_config
-from fairseq_sam.optim.flags import SharpnessAwareConfig
+from fairseq_sam.optim.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,32 @@ class TrainStep(NamedTuple):
         return self.config.perturbation.rho > 0 and self.config.gate.is_open(epoch, self.update_num)
 
 
+class CriterionCall(NamedTuple):
+    """A call ``criterion(model, sample)`` that can be made again."""
+
+    criterion: Any
+    forward: Callable[..., CriterionOutput]
+    args: Tuple[Any, ...]
+    kwargs: Dict[str, Any]
+
+    @property
+    def model(self) -> nn.Module:
+        """The model that the criterion was called with."""
+        model: nn.Module = self.args[0] if self.args else self.kwargs["model"]
+        return model
+
+    def replay(self) -> ForwardPass:
+        """Makes the call."""
+        return ForwardPass(*self.forward(*self.args, **self.kwargs))
+
+    def replay_sentences(self) -> ForwardPass:
+        """Makes the call, asking for the loss of each sentence."""
+        losses, sample_size, logging_output = self.criterion.per_sentence_losses(
+            *self.args, **self.kwargs
+        )
+        return ForwardPass(losses.sum(), sample_size, logging_output, losses)
+
+
 class Seam:
     """Connects one task, and the criterions it builds, with the perturbation.
 
@@ -59,6 +85,7 @@ class Seam:
     def __init__(self) -> None:
         self.epoch = 1
         self.step: Optional[TrainStep] = None
+        self._replaying = False
         self._losses: Dict[Tuple[int, SharpnessAwareConfig], SharpnessAwareLoss] = {}
 
     def restore(self) -> None:
@@ -80,29 +107,32 @@ class Seam:
         self, criterion: nn.Module, forward: Callable[..., CriterionOutput], args: Any, kwargs: Any
     ) -> CriterionOutput:
         """Stands in for ``criterion.forward``."""
+        if self._replaying:
+            return forward(*args, **kwargs)
         step = self.step
         if step is None or not (criterion.training and torch.is_grad_enabled()):
             self.restore()
             return forward(*args, **kwargs)
-        model = args[0] if args else kwargs["model"]
-        sharpness_aware = self._loss_for(model, criterion, step.config)
+        call = CriterionCall(criterion, forward, args, kwargs)
+        sharpness_aware = self._loss_for(call.model, criterion, step.config)
+        settings = step.config.perturbation
         if not step.is_perturbed(self.epoch):
             loss, sample_size, logging_output = forward(*args, **kwargs)
             return loss, sample_size, metrics.describe_off(logging_output)
         if step.ignore_grad:
             loss, sample_size, logging_output = forward(*args, **kwargs)
-            return (
-                loss,
-                sample_size,
-                metrics.describe_dummy(logging_output, sharpness_aware.weights.low_precision),
+            keys = metrics.keys_of(settings, sharpness_aware.weights)
+            return loss, sample_size, metrics.describe_dummy(logging_output, keys)
+        self._replaying = True
+        try:
+            outcome = sharpness_aware(
+                call.replay,
+                scale_loss=_loss_scaling(step.optimizer),
+                no_sync=getattr(call.model, "no_sync", contextlib.nullcontext),
+                per_sentence=call.replay_sentences if settings.needs_sentences else None,
             )
-
-        def replay() -> ForwardPass:
-            return ForwardPass(*forward(*args, **kwargs))
-
-        outcome = sharpness_aware(
-            replay, scale_loss=_loss_scaling(step.optimizer), no_sync=_no_sync(model)
-        )
+        finally:
+            self._replaying = False
         return outcome.loss, outcome.clean.sample_size, metrics.describe_on(outcome)
 
     def _loss_for(
@@ -110,6 +140,11 @@ class Seam:
     ) -> SharpnessAwareLoss:
         key = (id(model), config)
         if key not in self._losses:
+            if config.perturbation.needs_sentences:
+                try:
+                    require_sentences(type(criterion), _registered_name(criterion))
+                except ValueError as error:
+                    raise SystemExit(f"error: {error}") from None
             named = [
                 (name, weight)
                 for module in (unwrap(model), criterion)
@@ -146,6 +181,13 @@ def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]
     return [weight for _, weight in chosen]
 
 
+def _registered_name(criterion: nn.Module) -> str:
+    for name, cls in criterions.CRITERION_REGISTRY.items():
+        if cls is type(criterion):
+            return str(name)
+    return type(criterion).__name__
+
+
 def unwrap(model: nn.Module) -> nn.Module:
     """Returns the model inside fairseq's and torch's data-parallel wrappers."""
     from fairseq.models import BaseFairseqModel
@@ -155,10 +197,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     ):
         model = model.module  # type: ignore[assignment]
     return model
-
-
-def _no_sync(model: nn.Module) -> Callable[[], ContextManager[Any]]:
-    return getattr(model, "no_sync", contextlib.nullcontext)
 
 
 def _loss_scaling(optimizer: Any) -> Callable[[Tensor], Tensor]:

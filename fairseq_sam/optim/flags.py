@@ -9,12 +9,16 @@ import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
+from fairseq.criterions import CRITERION_REGISTRY
+
+from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.optim.gate import Gate
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.groups import GRANULARITIES
 from fairseq_sam.perturbation.scales import SCALES
+from fairseq_sam.perturbation.sentence_weights import WEIGHTINGS
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS
 
 logger = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ class SharpnessAwareConfig:
             f"{self.method}: rho {p.rho:g} ({p.norm}), scale {p.scale}{groups}, {p.risk} risk, "
             f"{p.num_steps} step(s), scales see the {p.loss_reduction} loss; from epoch "
             f"{gate.start_epoch}, update {gate.start_update}, every {gate.interval} update(s)"
+            + (f"; {p.weighting} sentence weights" if p.weighting != "uniform" else "")
             + (f"; unperturbed: {self.exclude}" if self.exclude else "")
             + ("; rho is 0: the base optimizer alone" if p.rho == 0 else "")
         )
@@ -81,6 +86,18 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
              f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
     add("--sam-exclude", type=_pattern, metavar="REGEX",
         help="leave parameters unperturbed whose names this regular expression is found in")
+    add("--delta-sam-variant", choices=WEIGHTINGS[1:],
+        help="weigh the sentences in the ascent direction as the published paper or as its draft "
+             "does; needs a per_sentence_... criterion and combines with every other part "
+             f"(default: {'none' if preset.weighting == 'uniform' else preset.weighting})")
+    add("--delta-sam-eta", type=_above_zero, default=preset.eta, metavar="E",
+        help="η of the published weights: least first difference of a sentence's loss, in nats")
+    add("--delta-sam-beta", type=_radius, default=preset.beta, metavar="B",
+        help="β of the draft's weights: how far they lie from uniform ones")
+    add("--delta-sam-probe-radius", type=_above_zero, metavar="H",
+        help="length of the random displacement at which the weights are measured; differences "
+             "are scaled back to --sam-rho, whose own value is the paper to the letter (default: "
+             "long enough for the floating-point format, docs/delta_sam.md)")
     # fmt: on
 
 
@@ -101,13 +118,42 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
             risk=args.sam_risk,
             num_steps=args.sam_steps,
             loss_reduction=args.sam_loss_reduction,
+            weighting=args.delta_sam_variant,
+            eta=args.delta_sam_eta,
+            beta=args.delta_sam_beta,
+            probe_radius=args.delta_sam_probe_radius,
         )
         gate = Gate(args.sam_start_epoch, args.sam_start_update, args.sam_interval)
     except ValueError as error:
         raise ValueError(f"argument {_flag_named(str(error))}") from None
     if args.sam_exclude is not None:
         _pattern(args.sam_exclude)
+    if perturbation.needs_sentences and isinstance(getattr(args, "criterion", None), str):
+        require_sentences(CRITERION_REGISTRY.get(args.criterion), args.criterion)
     return SharpnessAwareConfig(method, perturbation, gate, args.sam_exclude)
+
+
+def require_sentences(criterion: Any, name: str) -> None:
+    """Refuses a criterion that does not know the loss of each sentence.
+
+    Args:
+        criterion: its class.
+        name: what to call it.
+
+    Raises:
+        ValueError: naming the criterion to use instead.
+    """
+    if criterion is None or issubclass(criterion, PerSentenceCriterion):
+        return
+    stand_in = per_sentence_name_of(name)
+    known = sorted(n for n, c in CRITERION_REGISTRY.items() if issubclass(c, PerSentenceCriterion))
+    use = (
+        stand_in or f"one of {', '.join(known)}, or your own made per-sentence (docs/criterions.md)"
+    )
+    raise ValueError(
+        f"argument --criterion: {name} does not give the loss of each sentence, which δ-SAM's "
+        f"weights need: use {use}"
+    )
 
 
 def warn_if_never_open(config: SharpnessAwareConfig, args: Namespace) -> None:
@@ -139,8 +185,10 @@ def _flag_named(message: str) -> str:
     """Turns "NAME is VALUE: REASON" into a message about the flag that sets NAME."""
     name, _, rest = message.partition(" is ")
     value, _, reason = rest.partition(": ")
-    flag = {"num_steps": "steps"}.get(name, name).replace("_", "-")
-    return f"--sam-{flag}: {value} is not allowed: {reason}"
+    flags = {"num_steps": "sam-steps", "weighting": "delta-sam-variant"}
+    flags.update({part: f"delta-sam-{part}" for part in ("eta", "beta", "probe_radius")})
+    flag = flags.get(name, f"sam-{name}").replace("_", "-")
+    return f"--{flag}: {value} is not allowed: {reason}"
 
 
 def _radius(text: str) -> float:
@@ -150,6 +198,16 @@ def _radius(text: str) -> float:
         value = math.nan
     if not (math.isfinite(value) and value >= 0):
         raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number, 0 or more")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number above 0")
     return value
 
 

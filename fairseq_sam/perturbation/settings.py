@@ -86,6 +86,11 @@ class PerturbationSettings:
             _check_choice("granularity", self.granularity, GRANULARITIES)
 
     @property
+    def needs_sentences(self) -> bool:
+        """Whether the loss of each sentence is needed."""
+        return self.weighting != "uniform"
+
+    @property
     def probe_length(self) -> float:
         """h, how far δ-SAM's random displacement reaches."""
         return self.rho if self.probe_radius is None else self.probe_radius
