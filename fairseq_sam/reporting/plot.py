@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 from fairseq_sam.reporting.runs import Run, is_perturbed
 
@@ -27,33 +27,39 @@ def sharpness_curve(run: Run) -> _Curve:
     return [x for x, _ in points], [y for _, y in points]
 
 
+def difference_curve(run: Run, baseline: Run) -> _Curve:
+    """Returns the epochs that both runs have and the difference of their validation losses."""
+    known = dict(zip(*valid_loss_curve(baseline)))
+    points = [(x, y - known[x]) for x, y in zip(*valid_loss_curve(run)) if x in known]
+    return [x for x, _ in points], [y for _, y in points]
+
+
 def write_plot(runs: Sequence[Run], path: Path, title: Optional[str] = None) -> None:
     """Draws the curves of all runs into an image file; its suffix tells the format.
 
-    The lower panel, the sharpness (perturbed minus clean training loss), is there if any run has
-    it; a dotted line marks where a run's perturbation begins.
+    Panels from the top: validation loss; the same minus the first run's, if there are several; the
+    sharpness (perturbed minus clean training loss), if any run has it. A dotted line marks where a
+    run's perturbation begins.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with_sharpness = any(sharpness_curve(run)[0] for run in runs)
+    panels = _panels(runs)
     figure, axes = pyplot.subplots(
-        2 if with_sharpness else 1,
+        len(panels),
         1,
         sharex=True,
         squeeze=False,
-        figsize=(7, 6 if with_sharpness else 4),
+        figsize=(7, 1.5 + 2.5 * len(panels)),
         layout="constrained",
     )
     colors = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
-    for index, run in enumerate(runs):
-        _draw_run(run, axes[:, 0], colors[index % len(colors)])
-    axes[0, 0].set_ylabel("validation loss (bits per target token)")
-    if with_sharpness:
-        axes[1, 0].set_ylabel("sharpness (bits per target token)")
-    for axis in axes[:, 0]:
+    for axis, (label, curve) in zip(axes[:, 0], panels):
+        for index, run in enumerate(runs):
+            _draw(axis, run, curve(run), colors[index % len(colors)])
+        axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     axes[-1, 0].set_xlabel("epoch")
     axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
@@ -63,12 +69,23 @@ def write_plot(runs: Sequence[Run], path: Path, title: Optional[str] = None) -> 
     pyplot.close(figure)
 
 
-def _draw_run(run: Run, axes: Any, color: str) -> None:
-    axes[0].plot(*valid_loss_curve(run), marker="o", markersize=3, color=color, label=run.name)
+def _panels(runs: Sequence[Run]) -> List[Tuple[str, Callable[[Run], _Curve]]]:
+    panels: List[Tuple[str, Callable[[Run], _Curve]]] = [
+        ("validation loss\n(bits per target token)", valid_loss_curve)
+    ]
+    if len(runs) > 1:
+        label = f"validation loss\nminus {runs[0].name}'s (bits)"
+        panels.append((label, lambda run: difference_curve(run, runs[0])))
+    if any(sharpness_curve(run)[0] for run in runs):
+        panels.append(("sharpness\n(bits per target token)", sharpness_curve))
+    return panels
+
+
+def _draw(axis: Any, run: Run, curve: _Curve, color: str) -> None:
+    axis.plot(*curve, marker="o", markersize=3, color=color, label=run.name)
     start = run.first_perturbed_epoch()
     if start is not None:
-        axes[0].axvline(start - 0.5, linestyle=":", color=color)
-        axes[-1].plot(*sharpness_curve(run), marker="o", markersize=3, color=color)
+        axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=color)
 
 
 def _save(figure: Any, path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Dict, List
 
 _GENERATE = re.compile(r"^Generate .*: BLEU4 = ([0-9.]+)", re.MULTILINE)
+TOKENISED_BLEU = "BLEU (tokenised)"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def read_scores(directory: Path) -> Dict[str, Score]:
     """Reads every score that lies in a run directory.
 
     Looks at ``*.json`` written by ``sacrebleu --format json`` (other JSON files are passed over)
-    and at ``generate*.txt``, whose tokenised BLEU is listed as "BLEU4".
+    and at ``generate*.txt``, whose tokenised BLEU is listed as such.
     """
     scores: Dict[str, Score] = {}
     for path in sorted(directory.glob("*.json")):
@@ -39,7 +40,7 @@ def read_scores(directory: Path) -> Dict[str, Score]:
     for path in sorted(directory.glob("generate*.txt")):
         found = _GENERATE.findall(path.read_text(encoding="utf-8", errors="replace"))
         if found:
-            scores["BLEU4"] = Score(float(found[-1]))
+            scores[TOKENISED_BLEU] = Score(float(found[-1]))
     return scores
 
 

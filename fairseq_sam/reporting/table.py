@@ -7,8 +7,9 @@ import statistics
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 from fairseq_sam.reporting.runs import Run
+from fairseq_sam.reporting.scores import TOKENISED_BLEU
 
-_LEADING_METRICS = ("BLEU", "chrF2", "BLEU4")
+_LEADING_METRICS = ("BLEU", "chrF2", TOKENISED_BLEU)
 _NO_VALUE = "–"
 
 

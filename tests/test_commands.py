@@ -1,0 +1,225 @@
+"""The fairseq-sam command: its manners, and what ``report`` makes of run directories."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fairseq_sam import commands
+from fairseq_sam.commands import main
+from fairseq_sam.reporting.plot import difference_curve, sharpness_curve, valid_loss_curve
+from fairseq_sam.reporting.runs import read_run, run_names
+from fairseq_sam.reporting.scores import TOKENISED_BLEU
+from fairseq_sam.reporting.table import markdown_table
+from fairseq_sam.reporting.train_log import parse_line, parse_log
+
+SUBCOMMANDS = ("user-dir", "average", "report")
+
+
+class TestManners:
+    @pytest.mark.parametrize("name", SUBCOMMANDS)
+    def test_help_has_an_example(self, name, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main([name, "--help"])
+        assert caught.value.code == 0
+        assert "example" in capsys.readouterr().out
+
+    def test_help_names_every_subcommand(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        text = capsys.readouterr().out
+        assert all(name in text for name in SUBCOMMANDS)
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["nonsense"], ["user-dir", "extra"], ["report"], ["report", "--nonsense"]]
+    )
+    def test_misuse_is_one_line_and_status_2(self, arguments, capsys):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.err.count("\n") == 1
+        assert "error:" in captured.err
+        assert not captured.out
+
+    def test_user_dir(self, capsys):
+        assert main(["user-dir"]) == 0
+        path = Path(capsys.readouterr().out.strip())
+        assert path.is_absolute()
+        assert path == Path(commands.__file__).resolve().parents[1]
+
+    def test_start_up_loads_nothing_heavy(self):
+        program = (
+            "import sys; from fairseq_sam.commands import main; main(['user-dir']); "
+            "sys.exit(any(m in sys.modules for m in ('torch', 'fairseq', 'numpy', 'matplotlib')))"
+        )
+        assert subprocess.run([sys.executable, "-c", program], cwd=Path.cwd()).returncode == 0
+
+    def test_runs_as_a_module(self):
+        command = [sys.executable, "-m", "fairseq_sam.commands", "user-dir"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, "")
+
+
+def json_line(tag, epoch, **values):
+    record = {"epoch": epoch, **{f"{tag}_{k}": str(v) for k, v in values.items()}}
+    return f"2024-01-01 00:00:00 | INFO | {tag} | {json.dumps(record)}\n"
+
+
+def write_run(directory, sharpness=None, shift=0.0, bleu=30.0):
+    directory.mkdir(parents=True)
+    with open(directory / "train.log", "w") as log:
+        log.write("2024-01-01 00:00:00 | INFO | fairseq.tasks | {'not': json}\n")
+        for epoch in (1, 2, 3):
+            on = sharpness is not None and epoch > 1
+            stats = {"loss": 9 - epoch, "train_wall": 30 if on else 10, "perturbation_on": int(on)}
+            if on:
+                stats["sharpness"] = sharpness * epoch
+            log.write('| INFO | train_inner | {"epoch": 1, "update": 0.5, "loss": "99"}\n')
+            log.write(json_line("train", epoch, **stats))
+            log.write(json_line("valid", epoch, loss=8 - epoch + shift))
+    scores = [{"name": "BLEU", "score": bleu, "signature": "nrefs:1|tok:13a"}]
+    (directory / "scores.json").write_text(json.dumps(scores))
+    return directory
+
+
+class TestTrainLog:
+    def test_json_and_plain_formats_agree(self):
+        plain = [
+            "2024-01-01 | INFO | train | epoch 002 | loss 5.1 | sharpness 0.02 | train_wall 7",
+            "2024-01-01 | INFO | valid | epoch 002 | valid on 'valid' subset | loss 4.5 | ppl 9",
+        ]
+        as_json = [
+            json_line("train", 2, loss=5.1, sharpness=0.02, train_wall=7),
+            json_line("valid", 2, loss=4.5, ppl=9),
+        ]
+        assert parse_log(plain) == parse_log(as_json)
+        assert parse_log(plain)[0].train["train_wall"] == 7
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            "",
+            "epoch 002:   3%|█ | 3/100",
+            "INFO | train_inner | epoch 002:     10 / 66 loss=7.9, nll_loss=7.8",
+            '{"epoch": 1}',
+            '{"epoch": "x", "train_loss": "1"}',
+            '{"truncated": ',
+            "| INFO | test | epoch 002 | valid on 'other' subset | loss 4.5",
+        ],
+    )
+    def test_other_lines_are_passed_over(self, line):
+        assert parse_line(line) is None
+
+    def test_an_epoch_trained_again_counts_once(self):
+        lines = [json_line("valid", 1, loss=5), json_line("valid", 2, loss=4)]
+        epochs = parse_log([*lines, json_line("valid", 2, loss=3)])
+        assert [epoch.valid["loss"] for epoch in epochs] == [5, 3]
+
+    def test_fairseqs_own_formats(self):
+        """What fairseq writes today, so that a change of its formats is noticed."""
+        progress_bar = pytest.importorskip("fairseq.logging.progress_bar")
+        for name in ("json", "simple"):
+            bar = progress_bar.progress_bar([1, 2], log_format=name, epoch=4)
+            lines = []
+            progress_bar.logger.info, original = lines.append, progress_bar.logger.info
+            try:
+                bar.print({"loss": 1.5, "train_wall": 3}, tag="train", step=2)
+            finally:
+                progress_bar.logger.info = original
+            assert parse_line(lines[0]) == (4, "train", {"loss": 1.5, "train_wall": 3.0})
+
+
+class TestRuns:
+    def test_numbers(self, tmp_path):
+        run = read_run(write_run(tmp_path / "ga_sam", sharpness=0.1), "ga_sam")
+        assert run.best_valid_loss() == 5
+        assert run.seconds_per_epoch(perturbed=False) == 10
+        assert run.seconds_per_epoch(perturbed=True) == 30
+        assert run.first_perturbed_epoch() == 2
+        assert valid_loss_curve(run) == ([1, 2, 3], [7, 6, 5])
+        other = read_run(write_run(tmp_path / "adam", shift=0.5), "adam")
+        assert difference_curve(run, other) == ([1, 2, 3], [-0.5, -0.5, -0.5])
+        assert sharpness_curve(run) == ([2, 3], pytest.approx([0.2, 0.3]))
+
+    def test_tokenised_bleu_of_generate(self, tmp_path):
+        directory = write_run(tmp_path / "run")
+        (directory / "generate.txt").write_text(
+            "H-0\t-0.1\tGenerate me\nGenerate test with beam=5: BLEU4 = 35.41, 66.1/41.2\n"
+        )
+        assert read_run(directory, "run").scores[TOKENISED_BLEU].value == 35.41
+
+    def test_names_tell_directories_apart(self):
+        assert run_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
+        assert run_names([Path("/a/s1/x"), Path("/a/s2/x")]) == ["s1/x", "s2/x"]
+
+
+class TestTable:
+    def test_columns_and_signature(self, tmp_path):
+        runs = [
+            read_run(write_run(tmp_path / "adam"), "adam"),
+            read_run(write_run(tmp_path / "ga_sam", sharpness=0.1, bleu=31.25), "ga_sam"),
+        ]
+        assert markdown_table(runs).splitlines() == [
+            "| run | BLEU | best valid loss (bits) | s/epoch | s/epoch perturbed |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            "| adam | 30.00 | 5.000 | 10.0 | – |",
+            "| ga_sam | 31.25 | 5.000 | 10.0 | 30.0 |",
+            "",
+            "- BLEU: `nrefs:1|tok:13a`",
+        ]
+
+    def test_groups_have_mean_and_deviation(self, tmp_path):
+        runs = [
+            read_run(write_run(tmp_path / f"adam-seed{s}", bleu=30.0 + s), f"adam-seed{s}")
+            for s in (1, 2, 3)
+        ]
+        row = markdown_table(runs, group_by="seed[0-9]+").splitlines()[2]
+        assert row.startswith("| adam | 3 | 32.00 ± 1.00 | 5.000 ± 0.000 |")
+
+
+class TestReport:
+    def test_writes_table_and_plot(self, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        runs = [
+            str(write_run(tmp_path / "runs" / "adam", shift=0.2)),
+            str(write_run(tmp_path / "runs" / "ga_sam", sharpness=0.1)),
+        ]
+        table, plot = tmp_path / "report.md", tmp_path / "curves.png"
+        command = ["report", *runs, "--output", str(table), "--plot", str(plot), "--title", "Demo"]
+        assert main(command) == 0
+        assert table.read_text(encoding="utf-8") == capsys.readouterr().out
+        assert table.read_text(encoding="utf-8").startswith("# Demo\n\n| run |")
+        assert plot.read_bytes().startswith(b"\x89PNG")
+        assert sorted(os.listdir(tmp_path)) == ["curves.png", "report.md", "runs"]
+
+    @pytest.mark.parametrize("sharpness", [None, 0.1])
+    def test_axes_have_units(self, tmp_path, sharpness):
+        pytest.importorskip("matplotlib")
+        run = write_run(tmp_path / "run", sharpness=sharpness)
+        assert main(["report", str(run), "--plot", str(tmp_path / "curves.svg")]) == 0
+        # Text is drawn as outlines; the size tells whether the second panel is there.
+        height = 72 * (6.5 if sharpness else 4)
+        assert f'height="{height:g}pt"' in (tmp_path / "curves.svg").read_text()
+
+    @pytest.mark.parametrize("name", ["nowhere", "empty"])
+    def test_directory_without_a_run(self, tmp_path, name, capsys):
+        (tmp_path / "empty").mkdir()
+        assert main(["report", str(tmp_path / name)]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert name in error
+
+    def test_unknown_image_format(self, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        run = write_run(tmp_path / "run")
+        assert main(["report", str(run), "--plot", str(tmp_path / "curves.nonsense")]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_bad_regular_expression(self, tmp_path):
+        with pytest.raises(SystemExit) as caught:
+            main(["report", str(write_run(tmp_path / "run")), "--group-by", "("])
+        assert caught.value.code == 2
