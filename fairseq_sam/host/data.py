@@ -1,6 +1,7 @@
 """Faults in how fairseq forms batches and blocks of text."""
 
 import functools
+import inspect
 import types
 import warnings
 from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
@@ -133,6 +134,52 @@ def _give_pairs_long() -> None:
     language_pair_dataset.np = _NumpyWithCompat("numpy")
 
 
+def _batches_depend_on_first_epoch() -> bool:
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    build = FairseqTask.get_batch_iterator
+    if hasattr(build, "__wrapped__"):
+        return False
+    nested = [code for code in build.__code__.co_consts if isinstance(code, types.CodeType)]
+    return any("epoch" in code.co_varnames and "seed" in code.co_freevars for code in nested)
+
+
+def _form_batches_as_in_epoch_one() -> None:
+    """Makes a resumed run train on the batches that the interrupted one trained on.
+
+    fairseq-fixed orders the sentences by ``seed + epoch`` and keeps the batches for all later
+    epochs; with the epoch that the *process* starts in, a resumed run forms other batches, and in
+    mid-epoch repeats some sentences and skips others. A run that is not interrupted starts in epoch
+    1 and stays as it is.
+    """
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    build = FairseqTask.get_batch_iterator
+    signature = inspect.signature(build)
+
+    @functools.wraps(build)
+    def get_batch_iterator(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(self, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        reused = (
+            not given["disable_iterator_cache"]
+            and not given["update_epoch_batch_itr"]
+            and not getattr(self.cfg, "rebuild_batches", False)
+            and self.can_reuse_epoch_itr(given["dataset"])
+        )
+        epoch, is_kept = given["epoch"], given["dataset"] in self.dataset_to_epoch_iter
+        if not reused or is_kept or epoch <= 1:
+            return build(*call.args, **call.kwargs)
+        given["epoch"] = 1
+        iterator = build(*call.args, **call.kwargs)
+        iterator.epoch = epoch
+        given["dataset"].set_epoch(epoch)
+        return iterator
+
+    FairseqTask.get_batch_iterator = get_batch_iterator
+
+
 REPAIRS = (
     Repair("batch_by_size drops the last sentences", _drops_sentences, _keep_all_sentences),
     Repair(
@@ -140,4 +187,9 @@ REPAIRS = (
     ),
     Repair("--sample-break-mode eos fails with numpy 2", _blocks_need_long, _give_blocks_long),
     Repair("--num-batch-buckets fails with numpy 2", _pairs_need_long, _give_pairs_long),
+    Repair(
+        "a resumed run forms other batches",
+        _batches_depend_on_first_epoch,
+        _form_batches_as_in_epoch_one,
+    ),
 )
