@@ -49,19 +49,36 @@ def describe_dummy(logging_output: LoggingOutput, keys: List[str]) -> LoggingOut
     return {**logging_output, "sam_batches": 1, "sam_on": 1, **zeros}
 
 
-def describe_on(outcome: Outcome) -> LoggingOutput:
-    """Returns the logging output of the pass at w, with what was seen at w + a_K."""
-    clean, perturbed = outcome.clean.extra, outcome.perturbed.extra
+def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
+    """Returns the logging output of the passes at w, with what was seen at w + a_K.
+
+    Args:
+        outcomes: one, or one for each sentence where each is perturbed on its own.
+    """
     entries: LoggingOutput = {
-        "sam_loss": perturbed.get("loss", 0),
-        "sam_norm": outcome.norm,
-        "sam_skipped": (~outcome.finite).float(),
+        "sam_loss": sum(outcome.perturbed.extra.get("loss", 0) for outcome in outcomes),
+        "sam_norm": _mean([outcome.norm for outcome in outcomes]),
+        "sam_skipped": _mean([(~outcome.finite).float() for outcome in outcomes]),
     }
-    if outcome.realised is not None:
-        entries["sam_realised"] = outcome.realised
-    if outcome.uniform is not None:
-        entries["sam_uniform"] = outcome.uniform.float()
+    realised = [outcome.realised for outcome in outcomes if outcome.realised is not None]
+    if realised:
+        entries["sam_realised"] = _mean(realised)
+    uniform = [outcome.uniform.float() for outcome in outcomes if outcome.uniform is not None]
+    if uniform:
+        entries["sam_uniform"] = _mean(uniform)
+    clean = _sum_outputs([outcome.clean.extra for outcome in outcomes])
     return {**clean, "sam_batches": 1, "sam_on": 1, **entries}
+
+
+def _mean(values: List[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean() if len(values) > 1 else values[0]
+
+
+def _sum_outputs(outputs: List[LoggingOutput]) -> LoggingOutput:
+    """Adds up what the sentences of a mini-batch logged."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return {key: sum(output[key] for output in outputs) for key in outputs[0]}
 
 
 def without_ours(logging_outputs: List[LoggingOutput]) -> List[LoggingOutput]:

@@ -25,13 +25,13 @@ from fairseq import criterions
 from torch import Tensor, nn
 
 from fairseq_sam import metrics
+from fairseq_sam.criterion_call import CriterionCall, CriterionOutput
 from fairseq_sam.optim import sharpness_aware_config
 from fairseq_sam.optim.flags import SharpnessAwareConfig, require_sentences
-from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss
+from fairseq_sam.perturbation import SharpnessAwareLoss
+from fairseq_sam.perturbation.autocast import autocast_off
 
 logger = logging.getLogger(__name__)
-
-CriterionOutput = Tuple[Tensor, Any, Dict[str, Any]]
 
 
 class TrainStep(NamedTuple):
@@ -45,32 +45,6 @@ class TrainStep(NamedTuple):
     def is_perturbed(self, epoch: int) -> bool:
         """Returns whether this step is sharpness-aware."""
         return self.config.perturbation.rho > 0 and self.config.gate.is_open(epoch, self.update_num)
-
-
-class CriterionCall(NamedTuple):
-    """A call ``criterion(model, sample)`` that can be made again."""
-
-    criterion: Any
-    forward: Callable[..., CriterionOutput]
-    args: Tuple[Any, ...]
-    kwargs: Dict[str, Any]
-
-    @property
-    def model(self) -> nn.Module:
-        """The model that the criterion was called with."""
-        model: nn.Module = self.args[0] if self.args else self.kwargs["model"]
-        return model
-
-    def replay(self) -> ForwardPass:
-        """Makes the call."""
-        return ForwardPass(*self.forward(*self.args, **self.kwargs))
-
-    def replay_sentences(self) -> ForwardPass:
-        """Makes the call, asking for the loss of each sentence."""
-        losses, sample_size, logging_output = self.criterion.per_sentence_losses(
-            *self.args, **self.kwargs
-        )
-        return ForwardPass(losses.sum(), sample_size, logging_output, losses)
 
 
 class Seam:
@@ -125,15 +99,32 @@ class Seam:
             return loss, sample_size, metrics.describe_dummy(logging_output, keys)
         self._replaying = True
         try:
-            outcome = sharpness_aware(
-                call.replay,
-                scale_loss=_loss_scaling(step.optimizer),
-                no_sync=getattr(call.model, "no_sync", contextlib.nullcontext),
-                per_sentence=call.replay_sentences if settings.needs_sentences else None,
-            )
+            return self._perturb(call, sharpness_aware, step)
         finally:
             self._replaying = False
-        return outcome.loss, outcome.clean.sample_size, metrics.describe_on(outcome)
+
+    def _perturb(
+        self, call: CriterionCall, sharpness_aware: SharpnessAwareLoss, step: TrainStep
+    ) -> CriterionOutput:
+        """Evaluates the risk; sentence by sentence where each has a perturbation of its own."""
+        settings = step.config.perturbation
+        no_sync = getattr(call.model, "no_sync", contextlib.nullcontext)
+        scale_loss = _loss_scaling(step.optimizer)
+        calls = call.sentences() if settings.per_instance else [call]
+        outcomes = []
+        for each in calls:
+            outcome = sharpness_aware(
+                each.replay,
+                scale_loss=scale_loss,
+                no_sync=no_sync,
+                per_sentence=each.replay_sentences if settings.needs_sentences else None,
+            )
+            outcomes.append(outcome)
+            if each is not calls[-1]:
+                with no_sync(), autocast_off(outcome.loss.device):
+                    scale_loss(outcome.loss).backward()
+        sample_size = sum(outcome.clean.sample_size for outcome in outcomes)
+        return outcomes[-1].loss, sample_size, metrics.describe_on(outcomes)
 
     def _loss_for(
         self, model: nn.Module, criterion: nn.Module, config: SharpnessAwareConfig

@@ -41,6 +41,8 @@ class PerturbationSettings:
         probe_radius: length h of the random displacement at which the published weights are
             measured; the differences are scaled back to rho. None chooses it by
             :attr:`probe_length`, rho itself is the paper to the letter.
+        per_instance: one perturbation a sentence (δ-SAM Eq. 2), which δ-SAM approximates: exact,
+            and about as many times slower as the batch has sentences.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -57,6 +59,7 @@ class PerturbationSettings:
     eta: float = 1e-4
     beta: float = 10.0
     probe_radius: Optional[float] = None
+    per_instance: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.rho) and self.rho >= 0):
@@ -120,6 +123,7 @@ METHODS: Dict[str, PerturbationSettings] = {
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
     # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for most GLUE tasks of the draft.
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
+    "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
     # paper's 0.8 does with its summed losses of 4k tokens (SPEC §3).
     "ga_sam": PerturbationSettings(
