@@ -1,4 +1,4 @@
-"""Checkpoints are the base optimizer's: they continue with the plugin and without, and after a kill."""
+"""Checkpoints are the base optimizer's: they continue with the plugin, without it, and resume."""
 
 import copy
 import os

@@ -1,0 +1,156 @@
+"""fairseq-hydra-train takes the same settings as keys of ``optimizer``."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.fairseq_runs import USER_DIR, Run, parse_log
+
+COMMAND = "from fairseq_cli.hydra_train import cli_main; cli_main()"
+MODEL = (
+    "task=language_modeling task.tokens_per_sample=12 model=transformer_lm "
+    "model.decoder_embed_dim=8 model.decoder_ffn_embed_dim=8 model.decoder_layers=1 "
+    "model.decoder_attention_heads=2 criterion=cross_entropy"
+)
+TRAINING = (
+    "lr_scheduler=fixed optimization.max_update=4 optimization.lr=[0.01] dataset.batch_size=4 "
+    "dataset.disable_validation=true dataset.num_workers=0 common.log_interval=1 "
+    "common.log_format=json common.cpu=true"
+)
+GROUPS = (
+    "+optimizer.groups={default:{optimizer:{_name:adam,lr:[0.01],adam_betas:[0.5,0.6],"
+    "adam_eps:1e-8,weight_decay:0.0},lr_scheduler:{_name:fixed,lr:[0.01],force_anneal:null,"
+    "lr_shrink:0.1,warmup_updates:0}}}"
+)
+
+
+@pytest.fixture
+def hydra_train(tmp_path, lm_corpus):
+    """``hydra_train(overrides…)``: fairseq-hydra-train in a process of its own."""
+    numbers = iter(range(100))
+
+    def train(*overrides: str) -> Run:
+        run = Run(tmp_path / f"hydra{next(numbers)}")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", COMMAND, *MODEL.split(), *TRAINING.split()),
+                f"task.data={lm_corpus}",
+                f"common.user_dir={USER_DIR}",
+                f"checkpoint.save_dir={run.save_dir}",
+                f"hydra.run.dir={tmp_path}/outputs",
+                *overrides,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=str(tmp_path),
+            timeout=300,
+        )
+        run.status = done.returncode
+        return parse_log(run, done.stdout.splitlines())
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def lm_corpus(tmp_path_factory, preprocess):
+    text, data = tmp_path_factory.mktemp("lm"), tmp_path_factory.mktemp("lm-bin")
+    words = [f"w{i % 7} w{i % 5} w{i % 3} w{i % 11}" for i in range(60)]
+    (text / "train").write_text("\n".join(words) + "\n")
+    preprocess("--only-source --trainpref", text / "train", "--destdir", data)
+    return data
+
+
+def perturbed(run: Run) -> bool:
+    return "sharpness" in run.output and '"perturbation_on": "1"' in run.output
+
+
+def test_dataclass_base_with_its_keys(hydra_train):
+    run = hydra_train(
+        "+optimizer._name=ga_sam", "+optimizer.sam_rho=0.01", "+optimizer.adam_betas=[0.5,0.6]"
+    )
+    assert run.status == 0, run.output
+    assert perturbed(run)
+    (group,) = run.checkpoint()["last_optimizer_state"]["param_groups"]
+    assert list(group["betas"]) == [0.5, 0.6]
+
+
+def test_legacy_base_with_its_keys(hydra_train):
+    run = hydra_train(
+        "+optimizer._name=sam", "+optimizer.base_optimizer=sgd", "+optimizer.momentum=0.5"
+    )
+    assert run.status == 0, run.output
+    assert perturbed(run)
+    (group,) = run.checkpoint()["last_optimizer_state"]["param_groups"]
+    assert group["momentum"] == 0.5
+    assert group["lr"] == 0.01
+
+
+def test_rho_zero_is_the_base_optimizer(hydra_train):
+    adam = hydra_train("optimizer=adam", "optimizer.adam_betas=[0.5,0.6]")
+    run = hydra_train(
+        "+optimizer._name=ga_sam", "+optimizer.sam_rho=0", "+optimizer.adam_betas=[0.5,0.6]"
+    )
+    assert run.status == adam.status == 0, run.output
+    run.assert_same_training(adam)
+
+
+@pytest.mark.slow
+def test_composite_base(hydra_train):
+    groups = (GROUPS, "lr_scheduler=pass_through")
+    alone = hydra_train("+optimizer._name=composite", *groups)
+    assert alone.status == 0, alone.output
+    base = ("+optimizer._name=sam", "+optimizer.base_optimizer=composite")
+    run = hydra_train(*base, "+optimizer.sam_rho=0", *groups)
+    assert run.status == 0, run.output
+    run.assert_same_training(alone)
+    perturbed_run = hydra_train(*base, *groups)
+    assert perturbed(perturbed_run)
+    assert perturbed_run.differs_from(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["common.memory_efficient_bf16=true"]])
+def test_half_precision(hydra_train, more):
+    run = hydra_train("+optimizer._name=ga_sam", "common.bf16=true", *more)
+    assert run.status == 0, run.output
+    assert perturbed(run)
+    assert "perturbation_realised" in run.output
+
+
+BAD = [
+    (["+optimizer.sam_rhoo=1"], ["optimizer.sam_rhoo", "sam_rho,", "adam_betas"]),
+    (["+optimizer.sam_rho=-1"], ["--sam-rho", "-1", "must be a finite number"]),
+    (["+optimizer.sam_norm=l3"], ["--sam-norm", "l3", "linf"]),
+    (["+optimizer.base_optimizer=bogus"], ["--base-optimizer", "bogus", "adam"]),
+    (["+optimizer.base_optimizer=asam"], ["--base-optimizer", "asam", "itself"]),
+    (["+optimizer.base_optimizer=sgd", "+optimizer.adam_eps=1"], ["adam_eps", "momentum"]),
+    (["+optimizer.sam_scale=none", "+optimizer.sam_granularity=layer"], ["--sam-granularity"]),
+    (["optimization.use_bmuf=true"], ["--use-bmuf"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [BAD[0], *(pytest.param(*bad, marks=pytest.mark.slow) for bad in BAD[1:])],
+    ids=[" ".join(overrides) for overrides, _ in BAD],
+)
+def test_bad_settings_are_refused_clearly(hydra_train, overrides, parts):
+    run = hydra_train("+optimizer._name=ga_sam", *overrides)
+    assert run.status != 0
+    errors = [line for line in run.output.splitlines() if line.startswith("ValueError: ")]
+    assert len(errors) == 1, run.output
+    for part in parts:
+        assert part in errors[0]
+    assert "_name" not in errors[0]
+    assert not list(run.save_dir.glob("*.pt"))
+
+
+@pytest.mark.slow
+def test_start_epoch_beyond_max_epoch_warns(hydra_train):
+    run = hydra_train(
+        "+optimizer._name=ga_sam", "+optimizer.sam_start_epoch=5", "optimization.max_epoch=2"
+    )
+    assert run.status == 0, run.output
+    assert run.output.count("is beyond --max-epoch 2") == 1

@@ -1,0 +1,102 @@
+"""Tasks that call their criterion more than once in a training step."""
+
+import pytest
+import torch
+
+from tests.fairseq_runs import SMALL
+
+
+@pytest.fixture(scope="module")
+def several_pairs(tmp_path_factory, preprocess):
+    """Binarised German-English and German-French, with one dictionary."""
+    text, data = tmp_path_factory.mktemp("pairs"), tmp_path_factory.mktemp("pairs-bin")
+    words = [f"w{i}" for i in range(12)]
+    (text / "dict.txt").write_text("".join(f"{word} 1\n" for word in words))
+    for other, step in (("en", 5), ("fr", 7)):
+        for language in ("de", other):
+            shift = step if language == other else 1
+            lines = [" ".join(words[(i * shift + j) % 12] for j in range(4)) for i in range(24)]
+            (text / f"train.de-{other}.{language}").write_text("\n".join(lines) + "\n")
+        prefix = text / f"train.de-{other}"
+        preprocess(
+            *(f"-s de -t {other} --trainpref", prefix, "--validpref", prefix, "--destdir", data),
+            *("--srcdict", text / "dict.txt", "--tgtdict", text / "dict.txt"),
+        )
+    return data
+
+
+@pytest.mark.parametrize("method", ["sam", "ga_sam"])
+@pytest.mark.parametrize("flags", ["", "--update-freq 2"])
+def test_multilingual_translation(fairseq_train, several_pairs, method, flags):
+    """One criterion and backward for each language pair, each with a model of its own."""
+    task = (
+        several_pairs,
+        f"--task multilingual_translation --lang-pairs de-en,de-fr --arch multilingual_transformer "
+        f"{SMALL.format('encoder')} {SMALL.format('decoder')} --share-encoders --dropout 0.1 "
+        "--batch-size 6",
+    )
+    run = fairseq_train(f"--optimizer {method} --sam-rho 0.05 --max-update 3", flags, task=task)
+    assert run.updates() == 3
+    assert run.values("perturbation_on") == [1.0] * 3
+    if method == "sam":
+        assert run.values("perturbation_norm") == pytest.approx([0.05] * 3, rel=1e-3)
+    assert all(sharpness > 0 for sharpness in run.values("sharpness"))
+    adam = fairseq_train("--optimizer adam --max-update 3", flags, task=task)
+    assert run.differs_from(adam)
+    off = fairseq_train(f"--optimizer {method} --sam-rho 0 --max-update 3", flags, task=task)
+    off.assert_same_training(adam)
+
+
+class SumOfLosses:
+    """Stands in for ``train_step``: the loss of a batch is counted from two criterion calls."""
+
+    @staticmethod
+    def train_step(
+        self, sample, model, criterion, optimizer, update_num, ignore_grad=False, **kwargs
+    ):
+        model.train()
+        first, size, logging_output = criterion(model, sample)
+        optimizer.backward(first)
+        second, size_again, _ = criterion(model, sample)
+        optimizer.backward(second)
+        return first + second, size + size_again, logging_output
+
+
+@pytest.mark.parametrize("base", ["adam", "sgd"])
+def test_two_backwards_of_one_batch_are_two_micro_batches(fairseq_train, monkeypatch, base):
+    from fairseq.tasks.translation import TranslationTask
+
+    flags = f"--optimizer sam --base-optimizer {base} --sam-rho 0.05 --dropout 0 --max-update 3"
+    once = fairseq_train(flags)
+    monkeypatch.setattr(TranslationTask, "train_step", SumOfLosses.train_step)
+    twice = fairseq_train(flags)
+    for key, weight in once.weights().items():
+        torch.testing.assert_close(twice.weights()[key], weight, rtol=1e-4, atol=1e-4)
+
+
+def test_a_loss_that_the_task_scales_scales_the_whole_gradient(fairseq_train, monkeypatch):
+    """Tasks weigh losses before backward: the inner passes' gradients follow."""
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    step = FairseqTask.train_step
+
+    class Weighing:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+        def __getattr__(self, name):
+            return getattr(self.optimizer, name)
+
+        def backward(self, loss):
+            self.optimizer.backward(3 * loss)
+
+    def weighed(self, sample, model, criterion, optimizer, *args, **kwargs):
+        return step(self, sample, model, criterion, Weighing(optimizer), *args, **kwargs)
+
+    flags = "--optimizer ga_sam --base-optimizer sgd --sam-rho 0.01 --max-update 1 --dropout 0"
+    plain = fairseq_train(flags, "--lr 0.3")
+    monkeypatch.setattr(FairseqTask, "train_step", weighed)
+    scaled = fairseq_train(flags, "--lr 0.1")
+    assert scaled.values("gnorm") == pytest.approx([3 * plain.values("gnorm")[0]], rel=1e-2)
+    for key, weight in plain.weights().items():
+        torch.testing.assert_close(scaled.weights()[key], weight, rtol=1e-5, atol=1e-6)
