@@ -7,14 +7,6 @@ from torch import Tensor
 
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.rng import RandomState
-from fairseq_sam.perturbation.sentence_weights import (
-    Probes,
-    SentenceWeights,
-    draft_weights,
-    normalise,
-    published_weights,
-)
-from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 
@@ -70,13 +62,3 @@ def probe_losses(
     random_state.restore()
     assert plus is not None
     return plus, minus
-
-
-def weigh(settings: PerturbationSettings, probes: Probes) -> SentenceWeights:
-    """Returns the weights that the settings ask for; a lone sentence weighs 1."""
-    if len(probes.clean) < 2:
-        return normalise(torch.ones_like(probes.clean))
-    if settings.weighting == "draft":
-        return normalise(draft_weights(probes, settings.beta))
-    ratio = settings.rho / settings.probe_length
-    return normalise(published_weights(probes, settings.eta, ratio))

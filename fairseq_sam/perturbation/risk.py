@@ -36,10 +36,10 @@ from fairseq_sam.perturbation.gradients import (
     take_gradients,
 )
 from fairseq_sam.perturbation.groups import at_least_float32
-from fairseq_sam.perturbation.probing import probe_losses, weigh
+from fairseq_sam.perturbation.probing import probe_losses
 from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.running_statistics import RunningStatistics
-from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights
+from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights, weigh
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
@@ -208,7 +208,14 @@ class SharpnessAwareLoss:
             scale = scale_loss(at_least_float32(torch.ones_like(clean.loss)))
         weights = None
         if probes is not None:
-            weights = weigh(self.settings, Probes(_losses(output).detach(), *probes))
+            settings = self.settings
+            weights = weigh(
+                settings.weighting,
+                Probes(_losses(output).detach(), *probes),
+                eta=settings.eta,
+                beta=settings.beta,
+                ratio=settings.rho / settings.probe_length,
+            )
         return _InnerPasses(clean, scale, weights, [])
 
     def _gradients(

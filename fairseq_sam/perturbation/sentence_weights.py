@@ -5,10 +5,14 @@ gradient Σ_j g_j ∇l_j. The weights come from the sentences' losses at w and a
 displacements of w; they are constants to the gradient.
 """
 
+import functools
+import logging
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 WEIGHTINGS = ("uniform", "published", "draft")
 
@@ -80,22 +84,57 @@ def draft_weights(probes: Probes, beta: float) -> Tensor:
 
 
 class SentenceWeights(NamedTuple):
-    """Weights with mean 1, and whether they had to fall back to uniform ones."""
+    """Weights with mean 1, and whether they had to fall back to uniform ones.
+
+    The direction of Σ g_j ∇l_j does not depend on the weights' scale, but scales T that look at
+    the gradient's length would.
+    """
 
     values: Tensor
     uniform: Tensor
 
 
-def normalise(weights: Tensor) -> SentenceWeights:
-    """Returns the weights with mean 1, and uniform ones where they are all zero or not finite.
+def usable(values: Tensor, informative: Tensor) -> SentenceWeights:
+    """Returns the weights, or uniform ones where they are not finite or say nothing.
 
-    The direction of Σ g_j ∇l_j does not depend on the weights' scale; scales T that look at the
-    gradient's length would.
+    Args:
+        values: weights with mean 1 [batch].
+        informative: boolean scalar; false where all sentences looked the same.
     """
+    good = informative & torch.isfinite(values).all()
+    return SentenceWeights(torch.where(good, values, torch.ones_like(values)), ~good)
+
+
+def weigh(
+    weighting: str, probes: Probes, eta: float, beta: float, ratio: float = 1.0
+) -> SentenceWeights:
+    """Returns the weights of a mini-batch's sentences; a lone sentence weighs 1.
+
+    Args:
+        weighting: ``published`` or ``draft``.
+        probes: the losses.
+        eta: for ``published``.
+        beta: for ``draft``.
+        ratio: for ``published``.
+    """
+    count = len(probes.clean)
+    if count < 2:
+        _say_that_one_sentence_weighs_one()
+        return usable(torch.ones_like(probes.clean), torch.ones_like(probes.clean).all())
+    if weighting == "draft":
+        # They add up to 1 by construction; adding them up would divide by rounding noise where
+        # large weights of both signs cancel.
+        moved = (probes.plus != probes.clean).any()
+        return usable(draft_weights(probes, beta) * count, moved)
+    weights = published_weights(probes, eta, ratio)
     total = weights.sum()
-    usable = torch.isfinite(total) & (total.abs() > 0)
-    safe = torch.where(usable, total, torch.ones_like(total))
-    scaled = torch.where(usable, weights, torch.ones_like(weights) / len(weights)) * (
-        len(weights) / torch.where(usable, safe, torch.ones_like(safe))
+    informative = total > 0
+    return usable(weights * count / torch.where(informative, total, count), informative)
+
+
+@functools.lru_cache(maxsize=None)
+def _say_that_one_sentence_weighs_one() -> None:
+    logger.warning(
+        "a mini-batch of one sentence: its δ-SAM weight is 1, as without weights; give more "
+        "sentences a batch (--batch-size, --max-tokens) for the weights to matter"
     )
-    return SentenceWeights(scaled, ~usable)

@@ -16,7 +16,8 @@ MODEL = (
     "--encoder-attention-heads 2 --decoder-embed-dim 32 --decoder-ffn-embed-dim 64 "
     "--decoder-layers 2 --decoder-attention-heads 2 --dropout 0.1 --max-tokens 1500"
 )
-CRITERION = "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --lr 3e-3"
+CRITERION = "--criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+LR = "--lr 1e-3"
 GA_SAM = "--optimizer ga_sam --sam-rho 0.8 --sam-norm linf --sam-loss-reduction sum"
 
 
@@ -34,13 +35,14 @@ def trained(shared_fairseq_train, tmp_path_factory, real_lines, preprocess):
         text / "bin",
     )
     task = (text / "bin", MODEL, CRITERION)
-    run = shared_fairseq_train("--optimizer adam --max-epoch 1", task=task)
+    run = shared_fairseq_train(LR, "--optimizer adam --max-epoch 1", task=task)
     return task, run.save_dir / "checkpoint_last.pt"
 
 
 def gradient_norms(fairseq_train, trained, *flags):
     task, checkpoint = trained
-    run = fairseq_train(*flags, "--max-epoch 2 --no-save --restore-file", checkpoint, task=task)
+    end = "--max-update 36 --no-save --restore-file"
+    run = fairseq_train(*flags, LR, end, checkpoint, task=task)
     return run.values("gnorm"), run
 
 
