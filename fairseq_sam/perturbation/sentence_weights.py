@@ -128,8 +128,8 @@ def weigh(
         return usable(draft_weights(probes, beta) * count, moved)
     weights = published_weights(probes, eta, ratio)
     total = weights.sum()
-    informative = total > 0
-    return usable(weights * count / torch.where(informative, total, count), informative)
+    informative, one = total > 0, torch.ones_like(total)
+    return usable(weights * count / torch.where(informative, total, one), informative)
 
 
 @functools.lru_cache(maxsize=None)
