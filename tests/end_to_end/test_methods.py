@@ -14,6 +14,15 @@ SMALL_ENCODER = (
 SMALL_DECODER = SMALL_ENCODER.replace("encoder", "decoder")
 
 
+def criterion(method, name):
+    """δ-SAM's weights need the loss of each sentence."""
+    return (
+        f"--criterion per_sentence_{name}"
+        if METHODS[method].needs_sentences
+        else f"--criterion {name}"
+    )
+
+
 def assert_trained(run, updates):
     assert run.updates() == updates
     for key in ("loss", "gnorm", "sharpness", "perturbation_norm"):
@@ -25,15 +34,18 @@ def assert_trained(run, updates):
 @pytest.mark.parametrize("method", ALL_METHODS)
 def test_translation(fairseq_train, method):
     run = fairseq_train(
-        f"--optimizer {method} --sam-rho 0.01 --max-update 4",
-        "--criterion label_smoothed_cross_entropy --label-smoothing 0.1",
+        f"--optimizer {method} --sam-rho 0.01 --max-update 4 --label-smoothing 0.1",
+        criterion(method, "label_smoothed_cross_entropy"),
     )
     assert_trained(run, 4)
 
 
 def test_methods_train_differently(fairseq_train):
     trained = [
-        fairseq_train(f"--optimizer {method} --sam-rho 0.01 --max-update 3").weights()
+        fairseq_train(
+            f"--optimizer {method} --sam-rho 0.01 --max-update 3",
+            criterion(method, "cross_entropy"),
+        ).weights()
         for method in ALL_METHODS
     ]
     key = "encoder.layers.0.fc1.weight"
@@ -75,6 +87,7 @@ def test_language_modeling_on_ptb(fairseq_train, ptb, method):
         "--task language_modeling --arch lstm_lm --decoder-embed-dim 16 --decoder-hidden-size 16 "
         "--decoder-out-embed-dim 16 --decoder-layers 1 --tokens-per-sample 20 "
         "--sample-break-mode none --batch-size 8",
+        criterion(method, "cross_entropy"),
     )
     assert_trained(fairseq_train(f"--optimizer {method} --max-update 3", task=task), 3)
 
@@ -102,8 +115,8 @@ def test_translation_of_german(fairseq_train, german_english, method):
     task = (
         german_english,
         f"--task translation --arch transformer {SMALL_ENCODER} {SMALL_DECODER} --max-tokens 400 "
-        "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --dropout 0.3 "
-        "--share-decoder-input-output-embed",
+        "--label-smoothing 0.1 --dropout 0.3 --share-decoder-input-output-embed",
+        criterion(method, "label_smoothed_cross_entropy"),
     )
     assert_trained(fairseq_train(f"--optimizer {method} --max-update 3", task=task), 3)
 
@@ -134,9 +147,10 @@ def rte(tmp_path_factory, real_lines, preprocess):
 def test_sentence_prediction_on_rte(fairseq_train, rte, method):
     task = (
         rte,
-        f"--task sentence_prediction --criterion sentence_prediction --arch roberta_base "
+        "--task sentence_prediction --arch roberta_base "
         f"{SMALL_ENCODER} --num-classes 2 --init-token 0 --separator-token 2 --max-positions 256 "
         "--shorten-method truncate --batch-size 8",
+        criterion(method, "sentence_prediction"),
     )
     run = fairseq_train(f"--optimizer {method} --max-update 3", task=task)
     assert_trained(run, 3)

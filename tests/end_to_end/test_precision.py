@@ -44,8 +44,10 @@ def test_trains(fairseq_train, precision, method):
 @pytest.mark.parametrize("precision", list(PRECISIONS))
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_method_trains(fairseq_train, precision, method):
+    per_sentence = "per_sentence_" if METHODS[method].needs_sentences else ""
     run = fairseq_train(
         f"--optimizer {method} --sam-rho {RADII.get(method, 0.05)} --sam-steps 2 --max-update 5",
+        f"--criterion {per_sentence}cross_entropy",
         PRECISIONS[precision],
     )
     assert_trained(run, 5)

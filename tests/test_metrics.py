@@ -1,0 +1,113 @@
+"""What the perturbation's numbers in the logging outputs add up to."""
+
+import pytest
+import torch
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.logging import metrics as fairseq_metrics
+
+from fairseq_sam import metrics
+from fairseq_sam.perturbation import ForwardPass, Outcome, PerturbedWeights, method_settings
+
+CRITERION = CrossEntropyCriterion(task=None, sentence_avg=False)
+
+
+def logging_output(loss=8.0, ntokens=4):
+    return {
+        "loss": torch.tensor(loss),
+        "ntokens": ntokens,
+        "nsentences": 2,
+        "sample_size": ntokens,
+    }
+
+
+def outcome(clean=8.0, perturbed=10.0, ntokens=4, norm=0.5, realised=None, finite=True):
+    def a_pass(loss):
+        return ForwardPass(torch.tensor(loss), ntokens, logging_output(loss, ntokens))
+
+    return Outcome(
+        loss=torch.tensor(perturbed),
+        clean=a_pass(clean),
+        perturbed=a_pass(perturbed),
+        norm=torch.tensor(norm),
+        realised=None if realised is None else torch.tensor(realised),
+        finite=torch.tensor(finite),
+    )
+
+
+def described(*args, **kwargs):
+    return metrics.describe_on([outcome(*args, **kwargs)])
+
+
+def logged(outputs):
+    with fairseq_metrics.aggregate(new_root=True) as aggregator:
+        metrics.log(outputs, CRITERION)
+    return {name: float(value) for name, value in aggregator.get_smoothed_values().items()}
+
+
+def test_nothing_without_a_sharpness_aware_run():
+    assert logged([logging_output(), logging_output()]) == {}
+
+
+def test_before_the_gate_opens_only_that():
+    assert logged([metrics.describe_off(logging_output())]) == {"perturbation_on": 0.0}
+
+
+def test_sharpness_is_in_the_criterions_own_unit():
+    """fairseq's cross entropy logs bits per token."""
+    outputs = [described(8.0, 10.0), described(3.0, 4.0, 2)]
+    bits = (14.0 - 11.0) / 6 / torch.log(torch.tensor(2.0)).item()
+    assert logged(outputs)["sharpness"] == pytest.approx(bits, abs=1e-3)
+
+
+def test_means_over_micro_batches():
+    outputs = [
+        described(norm=0.25, realised=0.75),
+        described(norm=0.75, realised=0.25, finite=False),
+    ]
+    values = logged(outputs)
+    assert values["perturbation_norm"] == 0.5
+    assert values["perturbation_realised"] == 0.5
+    assert values["perturbation_skipped"] == 0.5
+    assert values["perturbation_on"] == 1.0
+
+
+def test_full_precision_has_no_realised_share():
+    assert "perturbation_realised" not in logged([described()])
+
+
+def test_small_numbers_are_not_rounded_to_nothing():
+    assert logged([described(norm=1.25e-6)])["perturbation_norm"] == (
+        pytest.approx(1.25e-6, rel=0.01)
+    )
+
+
+def test_the_criterion_gets_back_what_it_made():
+    theirs = logging_output()
+    for ours in (metrics.describe_off(theirs), metrics.describe_dummy(theirs, ["sam_loss"])):
+        assert metrics.without_ours([ours]) == [theirs]
+    assert metrics.without_ours([described()]) == [outcome().clean.extra]
+
+
+def test_the_logging_output_is_that_of_the_clean_pass():
+    assert described(8.0, 10.0)["loss"] == 8.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_worker_without_data_has_the_keys_of_the_others(dtype):
+    """fairseq sums the logging outputs of workers key by key."""
+    settings = method_settings("sam")
+    weights = PerturbedWeights([torch.zeros(2, dtype=dtype)], settings)
+    real = described(realised=0.5 if dtype == torch.bfloat16 else None)
+    dummy = metrics.describe_dummy(logging_output(), metrics.keys_of(settings, weights))
+    assert sorted(dummy) == sorted(real)
+
+
+def test_sentences_perturbed_on_their_own_add_up():
+    both = metrics.describe_on([outcome(8.0, 10.0, 4, norm=0.25), outcome(3.0, 4.0, 2, norm=0.75)])
+    assert both["loss"] == 11.0
+    assert both["ntokens"] == 6
+    assert both["sam_loss"] == 14.0
+    values = logged([both])
+    assert values["perturbation_norm"] == 0.5
+    bits = (14.0 - 11.0) / 6 / torch.log(torch.tensor(2.0)).item()
+    assert values["sharpness"] == pytest.approx(bits, abs=1e-3)
