@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
     parser.add_argument("--pair", default="de-en", help="source-target (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
-    for split, size in zip(SPLITS, (2000, 300, 300)):
+    for split, size in zip(SPLITS, (1000, 300, 300)):
         parser.add_argument(
             f"--{split}", type=int, default=size, metavar="N", help="pairs (default: %(default)s)"
         )

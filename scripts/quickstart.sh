@@ -26,17 +26,17 @@ What to train on:
   --data DIR          DIR/{train,valid,test}.{SRC,TGT}, each plain or .gz, instead of the made corpus
   --text KIND         raw, or tokenized if it is Moses-tokenized already (default: look at it)
   --bpe N             joint BPE merges, 0 for whole words (default: whole words if they cover the
-                      validation set, otherwise 300, with --data 8000)
+                      validation set, otherwise 300, with --data 4000)
 
 How to train:
   --optimizer NAME    sam, asam, layer_sam, multi_step_defense, ga_sam or delta_sam (default: ga_sam)
-  --rho X             radius of the perturbation (default: see docs/results/quickstart.md)
+  --rho X             radius of the perturbation (default: 0.00005 for ga_sam, else the method's own)
   --steps K           ascent steps (default: the method's own)
-  --epochs N          (default: 16)
-  --start-epoch N     first epoch with the perturbation (default: 9); those before are trained once
-  --model SIZE        tiny (2+2 layers, 128 wide) or small (3+3, 256); default: tiny, with --data small
+  --epochs N          (default: 30, with --data 10)
+  --start-epoch N     first epoch with the perturbation (default: halfway); those before are trained once
+  --model SIZE        tiny (2+2 layers, 128 wide; default) or small (3+3 layers, 256 wide)
   --max-tokens N      tokens in a batch (default: 1500, with --data 3000)
-  --lr X              peak learning rate (default: 0.003, with --data 0.002)
+  --lr X              peak learning rate (default: 0.003)
   --average N         checkpoints to average (default: 3)
   --seed N            (default: 1)
   --extra 'FLAGS'     more flags for both fairseq-train runs
@@ -64,8 +64,8 @@ END
 
 # ---- options -------------------------------------------------------------------------------------
 
-DATA="" PAIR=de-en TEXT=auto BPE=auto METHOD=ga_sam RHO="" STEPS="" EPOCHS=16 START=9 MODEL="" SEED=1
-MAX_TOKENS="" LR="" AVERAGE=3 EXTRA="" SAM_EXTRA="" OUT="" LABEL="" STAGE=1 STOP_STAGE=6 INSTALL=1
+DATA="" PAIR=de-en TEXT=auto BPE=auto METHOD=ga_sam RHO="" STEPS="" EPOCHS="" START="" MODEL=tiny SEED=1
+MAX_TOKENS="" LR=0.003 AVERAGE=3 EXTRA="" SAM_EXTRA="" OUT="" LABEL="" STAGE=1 STOP_STAGE=6 INSTALL=1
 
 set_option() {
     case "$1" in
@@ -133,13 +133,19 @@ check_choice() {
     esac
 }
 
+check_quotes() {
+    xargs -n 1 printf '%s\n' <<<"$2" >/dev/null 2>&1 || misuse "$1 $2: the quotes do not match"
+}
+
 check_options() {
     [[ "$PAIR" =~ ^[A-Za-z_]+-[A-Za-z_]+$ && "${PAIR%-*}" != "${PAIR#*-}" ]] ||
         misuse "--pair $PAIR: two different languages with a hyphen are wanted, such as de-en"
     SRC="${PAIR%-*}" TGT="${PAIR#*-}"
     check_choice --optimizer "$METHOD" "$METHODS"
     check_choice --text "$TEXT" "auto raw tokenized"
+    : "${EPOCHS:=$([[ -n "$DATA" ]] && echo 10 || echo 30)}"
     check_number --epochs "$EPOCHS" 1 10000
+    : "${START:=$((EPOCHS / 2 + 1))}"
     check_number --start-epoch "$START" 1 "$EPOCHS"
     check_number --average "$AVERAGE" 1 "$EPOCHS"
     check_number --seed "$SEED" 0 999999999
@@ -148,6 +154,8 @@ check_options() {
     [[ "$BPE" == auto ]] || check_number --bpe "$BPE" 0 1000000
     [[ -z "$STEPS" ]] || check_number --steps "$STEPS" 1 1000
     [[ -z "$RHO" ]] || check_real --rho "$RHO"
+    check_quotes --extra "$EXTRA"
+    check_quotes --sam-extra "$SAM_EXTRA"
     LABEL="${LABEL:-$METHOD}"
     [[ "$LABEL" =~ ^[A-Za-z0-9._-]+$ && "$LABEL" != .* && "$LABEL" != "$BASE_OPTIMIZER" ]] ||
         misuse "--label $LABEL: letters, digits, '.', '_' and '-' are wanted, and not $BASE_OPTIMIZER"
@@ -159,24 +167,15 @@ set_defaults() {
         [[ -d "$DATA" ]] || misuse "--data $DATA: no such directory"
         DATA="$(cd "$DATA" && pwd)"
         name="$(basename "$DATA")-"
-        : "${MODEL:=small}" "${MAX_TOKENS:=3000}" "${LR:=0.002}"
+        : "${MAX_TOKENS:=3000}"
     fi
-    : "${MODEL:=tiny}" "${MAX_TOKENS:=1500}" "${LR:=0.003}"
+    : "${MAX_TOKENS:=1500}"
     check_choice --model "$MODEL" "tiny small"
     check_number --max-tokens "$MAX_TOKENS" 1 10000000
     check_real --lr "$LR"
-    [[ -n "$RHO" ]] || RHO="$(default_rho)"
+    # Chosen on the validation set of the made corpus: docs/results/quickstart.md.
+    if [[ -z "$RHO" && "$METHOD" == ga_sam ]]; then RHO=0.00005; fi
     OUT="${OUT:-$ROOT/runs/quickstart-$name$PAIR}"
-}
-
-# Chosen on the validation set of the made corpus (docs/results/quickstart.md).
-default_rho() {
-    case "$METHOD" in
-        ga_sam) echo 0.05 ;;
-        sam | multi_step_defense | delta_sam) echo 0.05 ;;
-        asam) echo 0.5 ;;
-        layer_sam) echo 0.01 ;;
-    esac
 }
 
 # ---- resuming ------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ choose_merges() {
     elif words_suffice "$1"; then
         echo 0
     elif [[ -n "$DATA" ]]; then
-        echo 8000
+        echo 4000
     else
         echo 300
     fi
@@ -385,10 +384,18 @@ criterion() {
     fi
 }
 
+# split_flags TEXT: sets FLAGS to its words; quotes keep words together, as in '(0.9, 0.98)'.
+split_flags() {
+    local word
+    FLAGS=()
+    if [[ -z "${1// /}" ]]; then return; fi
+    while IFS= read -r word; do FLAGS+=("$word"); done < <(xargs -n 1 printf '%s\n' <<<"$1")
+}
+
 train() { # RUN_DIR LAST_EPOCH FLAGS...
-    local run="$1" last="$2" extra
+    local run="$1" last="$2"
     shift 2
-    read -r -a extra <<<"$EXTRA"
+    split_flags "$EXTRA"
     model_flags
     mkdir -p "$run"
     "$PYTHON" -m fairseq_cli.train "$OUT/prepared/bin" --user-dir "$ROOT/fairseq_sam" \
@@ -397,7 +404,7 @@ train() { # RUN_DIR LAST_EPOCH FLAGS...
         --lr "$LR" --lr-scheduler inverse_sqrt --warmup-updates 100 --clip-norm 1.0 \
         --max-tokens "$MAX_TOKENS" --max-epoch "$last" --seed "$SEED" --distributed-world-size 1 \
         --save-dir "$run/checkpoints" --keep-last-epochs "$AVERAGE" --no-progress-bar \
-        --log-format json --log-interval 10 "$@" ${extra[@]+"${extra[@]}"} 2>&1 |
+        --log-format json --log-interval 10 "$@" ${FLAGS[@]+"${FLAGS[@]}"} 2>&1 |
         "$PYTHON" "$ROOT/scripts/epoch_lines.py" --log "$run/train.log" ||
         die "training failed: see $run/train.log"
 }
@@ -419,10 +426,11 @@ branch() { # RUN_DIR FLAGS...
 }
 
 train_sharpness_aware() {
-    local extra flags=(--optimizer "$METHOD" --base-optimizer "$BASE_OPTIMIZER" --sam-rho "$RHO" --sam-start-epoch "$START")
+    local flags=(--optimizer "$METHOD" --base-optimizer "$BASE_OPTIMIZER" --sam-start-epoch "$START")
+    if [[ -n "$RHO" ]]; then flags+=(--sam-rho "$RHO"); fi
     if [[ -n "$STEPS" ]]; then flags+=(--sam-steps "$STEPS"); fi
-    read -r -a extra <<<"$SAM_EXTRA"
-    branch "$1" "${flags[@]}" ${extra[@]+"${extra[@]}"}
+    split_flags "$SAM_EXTRA"
+    branch "$1" "${flags[@]}" ${FLAGS[@]+"${FLAGS[@]}"}
 }
 
 # ---- stage 5: scores -----------------------------------------------------------------------------
@@ -458,7 +466,7 @@ END
 }
 
 run_settings() {
-    echo "optimizer=$METHOD base=$BASE_OPTIMIZER rho=$RHO steps=${STEPS:-default} extra=$SAM_EXTRA"
+    echo "optimizer=$METHOD base=$BASE_OPTIMIZER rho=${RHO:-default} steps=${STEPS:-default} extra=$SAM_EXTRA"
 }
 
 run_stages() {
@@ -475,7 +483,7 @@ run_stages() {
         needs preprocess 2
         ((START == 1)) || needs shared 3
         once "train.$BASE_OPTIMIZER" "Training epochs $START to $EPOCHS with $BASE_OPTIMIZER" branch "$runs/$BASE_OPTIMIZER" --optimizer "$BASE_OPTIMIZER"
-        once "train.$LABEL" "Training epochs $START to $EPOCHS with $METHOD (rho $RHO)" \
+        once "train.$LABEL" "Training epochs $START to $EPOCHS with $METHOD (rho ${RHO:-of the method})" \
             train_sharpness_aware "$runs/$LABEL"
     fi
     if in_stage 5; then
@@ -519,4 +527,5 @@ main() {
     note "finished in $((SECONDS - begin)) s (without the installation)"
 }
 
-main "$@"
+# On one line with the call: bash reads a script as it goes, and this file may change meanwhile.
+main "$@" && exit

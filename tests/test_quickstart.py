@@ -125,6 +125,7 @@ class TestManners:
             ["--label", "a/b"],
             ["--data", "/nonexistent"],
             ["--text", "cooked"],
+            ["--extra", "--lr '0.1"],
         ],
     )
     def test_misuse(self, tmp_path, arguments):
@@ -169,8 +170,8 @@ class TestEndToEnd:
         assert result.returncode == 0, result.stdout
         report = (out / "report.md").read_text(encoding="utf-8")
         assert report in result.stdout
-        assert re.search(r"\| adam \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \| [0-9.]+ \| – \|", report)
-        assert re.search(r"\| ga_sam (\| [0-9.]+ ){5}\|", report)
+        assert re.search(r"\| adam (\| [0-9.]+ ){5}\| – \|", report)
+        assert re.search(r"\| ga_sam (\| [0-9.]+ ){6}\|", report)
         assert (out / "curves.png").stat().st_size > 10000
         assert len((out / "runs/ga_sam/hypothesis").read_text().splitlines()) == 10
         self.check_shared_epoch(out)
