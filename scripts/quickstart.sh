@@ -527,5 +527,8 @@ main() {
     note "finished in $((SECONDS - begin)) s (without the installation)"
 }
 
-# On one line with the call: bash reads a script as it goes, and this file may change meanwhile.
-main "$@" && exit
+# One group, so that bash, which reads a script as it goes, needs nothing more of this file.
+{
+    main "$@"
+    exit
+}
