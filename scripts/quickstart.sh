@@ -448,7 +448,7 @@ translate() { # RUN_DIR
     "$PYTHON" "$ROOT/scripts/moses_text.py" detokenize --lang "$TGT" <"$run/hypothesis.tok" >"$run/hypothesis"
     [[ "$(wc -l <"$run/hypothesis")" -eq "$(wc -l <"$OUT/prepared/reference")" ]] ||
         die "$run: $(wc -l <"$run/hypothesis") translations of $(wc -l <"$OUT/prepared/reference") sentences"
-    "$PYTHON" -m sacrebleu "$OUT/prepared/reference" -i "$run/hypothesis" -m bleu chrf --format json \
+    "$PYTHON" -m sacrebleu "$OUT/prepared/reference" -i "$run/hypothesis" -m bleu chrf -w 2 --format json \
         >"$run/scores.incomplete" 2>>"$log" || die "scoring failed: see $log"
     mv "$run/generated.incomplete" "$run/generate.txt"
     mv "$run/scores.incomplete" "$run/scores.json"
