@@ -2,6 +2,7 @@
 
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass
@@ -45,6 +46,11 @@ class CriterionCall(NamedTuple):
     def replay_sentences(self) -> ForwardPass:
         """Makes the call, asking for the loss of each sentence."""
         losses, sample_size, logging_output = self.criterion.per_sentence_losses(
-            *self.args, **self.kwargs
+            *self.args, dtype=torch.float64, **self.kwargs
         )
         return ForwardPass(losses.sum(), sample_size, logging_output, losses)
+
+    def probe_sentences(self) -> Tensor:
+        """Returns the loss of each sentence; in float64, for differences of them are wanted."""
+        losses: Tensor = self.criterion.losses_only(*self.args, dtype=torch.float64, **self.kwargs)
+        return losses

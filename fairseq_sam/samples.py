@@ -6,27 +6,63 @@ from torch import Tensor
 
 
 def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, Any]]:
-    """Returns one mini-batch per sentence, padded as it was.
+    """Returns one mini-batch per sentence, as if the sentence had been collated alone.
 
-    Every tensor or list whose first dimension is the number of sentences is sliced; anything else
-    is shared.
+    Every tensor or list whose first dimension is the number of sentences is sliced, anything else
+    is shared. Columns of tokens that are padding are dropped: recurrent encoders insist on it.
 
     Args:
         sample: fairseq's mini-batch, with ``id`` or ``nsentences``.
-        padding_idx: the index that pads ``target`` and ``src_tokens``.
+        padding_idx: the index that pads tokens.
 
-    >>> whole = {"id": torch.tensor([7, 8]), "target": torch.tensor([[5, 2], [2, 1]]), "ntokens": 3}
-    >>> [(part["id"].tolist(), part["ntokens"]) for part in split_sentences(whole, padding_idx=1)]
-    [([7], 2), ([8], 1)]
+    >>> import torch
+    >>> tokens = torch.tensor([[1, 5, 2], [6, 7, 2]])
+    >>> whole = {"id": torch.tensor([7, 8]), "net_input": {"src_tokens": tokens}, "ntokens": 5}
+    >>> [part["net_input"]["src_tokens"].tolist() for part in split_sentences(whole, padding_idx=1)]
+    [[[5, 2]], [[6, 7, 2]]]
     """
     count = len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+    counted = _counted_tokens(sample, padding_idx)
     parts = [_row(sample, index, count) for index in range(count)]
     for part in parts:
         if "nsentences" in part:
             part["nsentences"] = 1
         if "ntokens" in part:
-            part["ntokens"] = _num_tokens(part, padding_idx)
+            part["ntokens"] = int((_tokens(part, counted) != padding_idx).sum())
+        _trim(part, padding_idx)
     return parts
+
+
+def _tokens(sample: Dict[str, Any], name: str) -> Any:
+    return sample["net_input"][name] if name == "src_tokens" else sample.get(name)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
+
+
+def _counted_tokens(sample: Dict[str, Any], padding_idx: int) -> str:
+    """Returns what fairseq counted as ``ntokens``: the target's tokens, or else the source's."""
+    target = sample.get("target")
+    if _is_text(target) and int((target != padding_idx).sum()) == sample.get("ntokens"):
+        return "target"
+    return "src_tokens"
+
+
+def _trim(part: Dict[str, Any], padding_idx: int) -> None:
+    """Drops the columns that are padding, in place of the dictionaries but not of the tensors."""
+    net_input = part["net_input"]
+    source = net_input["src_tokens"]
+    kept = (source != padding_idx).any(0)
+    net_input["src_tokens"] = source[:, kept]
+    target = part.get("target")
+    if not (_is_text(target) and kept.any()):
+        return
+    if "prev_output_tokens" in net_input:  # its padding lies where the target's does
+        kept = (target != padding_idx).any(0)
+        net_input["prev_output_tokens"] = net_input["prev_output_tokens"][:, kept]
+    if target.size(1) == len(kept):  # a class label has one column
+        part["target"] = target[:, kept]
 
 
 def _row(value: Any, index: int, count: int) -> Any:
@@ -37,11 +73,3 @@ def _row(value: Any, index: int, count: int) -> Any:
     if isinstance(value, (list, tuple)) and len(value) == count:
         return value[index : index + 1]
     return value
-
-
-def _num_tokens(part: Dict[str, Any], padding_idx: int) -> int:
-    """The target's tokens where it is text, otherwise the source's, as fairseq counts them."""
-    target = part.get("target")
-    if not (isinstance(target, Tensor) and target.dim() == 2 and not target.is_floating_point()):
-        target = part["net_input"]["src_tokens"]
-    return int((target != padding_idx).sum())

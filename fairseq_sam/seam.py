@@ -118,6 +118,7 @@ class Seam:
                 scale_loss=scale_loss,
                 no_sync=no_sync,
                 per_sentence=each.replay_sentences if settings.needs_sentences else None,
+                probe=each.probe_sentences if settings.needs_sentences else None,
             )
             outcomes.append(outcome)
             if each is not calls[-1]:

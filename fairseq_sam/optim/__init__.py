@@ -102,10 +102,13 @@ def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
         if base in base_names():
             add_base_flags(parser, base)
         known, rest = parse(args, namespace)
+        problem = None
         try:
             config_from(known, method)
         except ValueError as error:
-            parser.error(str(error))
+            problem = str(error)
+        if problem is not None:  # outside the handler, for parsers that raise
+            parser.error(problem)
         return known, rest
 
     parser.parse_known_args = parse_known_args  # type: ignore[method-assign,assignment]

@@ -10,7 +10,7 @@ from typing import Any, List, Tuple, Union
 from fairseq import optim
 from omegaconf import DictConfig
 
-from fairseq_sam.optim.base import DEFAULT_BASE, add_base_flags
+from fairseq_sam.optim.base import DEFAULT_BASE, add_base_flags, base_names
 
 
 class _RaisingParser(ArgumentParser):
@@ -35,7 +35,7 @@ def namespace_from_hydra(
     parser = _RaisingParser(add_help=False, allow_abbrev=False)
     optimizer.add_args(parser)
     native = set(dataclass.__dataclass_fields__) if dataclass is not None else set()
-    if dataclass is None and base in optim.OPTIMIZER_REGISTRY:
+    if dataclass is None and base in base_names():
         add_base_flags(parser, base)
     keys = [str(key) for key in cfg if not str(key).startswith("_")]
     args = ArgumentParser.parse_args(parser, _as_flags(parser, cfg, keys, native))
@@ -50,7 +50,7 @@ def _as_flags(parser: ArgumentParser, cfg: DictConfig, keys: List[str], native: 
         if key in native:
             continue
         if key not in actions:
-            known = sorted(native | set(actions))
+            known = sorted(name for name in native | set(actions) if not name.startswith("_"))
             raise ValueError(f"optimizer.{key} is unknown: it must be one of {', '.join(known)}")
         action, value = actions[key], cfg[key]
         if action.nargs == 0:

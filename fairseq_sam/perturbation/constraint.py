@@ -68,5 +68,6 @@ def project_(
         norms / torch.where(T > 0, T, torch.ones_like(T)) * (T > 0)
         for norms, T in zip(groups.norms(perturbation), scale)
     )
-    factor = (rho / total_norm(inside)).clamp(max=1.0)  # x / 0 is inf: nothing to shrink
+    length = total_norm(inside)
+    factor = torch.where(length > rho, rho / length, torch.ones_like(length))
     torch._foreach_mul_(list(perturbation), [factor.to(part) for part in perturbation])

@@ -1,24 +1,46 @@
 """Losses per sentence at random displacements of the weights (papers/SPEC §4: w ± r)."""
 
-from typing import Callable, List, Optional, Tuple
+from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.rng import RandomState
+from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 
-def random_direction(weights: List[Tensor]) -> List[Tensor]:
+def probe_length(settings: PerturbationSettings, norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns h, how far the random displacement reaches.
+
+    The differences are wanted at ρ, where rounding drowns them at the paper's radii. The published
+    weights' second difference has a rounding error of about eps (‖w‖/h)² and, scaled back from h,
+    a truncation error of about (h/‖w‖)²: ½ eps^¼ ‖w‖ balances the two. The draft's first
+    difference is one-sided, with errors of eps ‖w‖/h and h/‖w‖: eps^½ takes the place of eps^¼.
+    Measured in docs/results/delta_weights.md.
+
+    Args:
+        settings: its ``probe_radius``, if given, is h.
+        norm: ‖w‖₂, a scalar.
+        dtype: the format that losses are computed in.
+    """
+    if settings.probe_radius is not None:
+        return torch.full_like(norm, settings.probe_radius)
+    exponent = 0.25 if settings.weighting == "published" else 0.5
+    reach: float = 0.5 * torch.finfo(dtype).eps ** exponent
+    return (norm * reach).clamp(min=settings.rho)
+
+
+def random_direction(weights: Sequence[Tensor]) -> List[Tensor]:
     """Returns r ~ N(0, I) rescaled to ‖r‖₂ = 1, one tensor a weight, float32 at least.
 
     The numbers come from a generator of their own, seeded from torch's: drawn from torch's, they
     would be the very numbers that the dropout masks are made of.
     """
     seed = int(torch.randint(2**62, ()))
+    generators: Dict[torch.device, torch.Generator] = {}
     direction: List[Tensor] = []
-    generators = {}
     for weight in weights:
         if weight.device not in generators:
             generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
@@ -39,26 +61,27 @@ def random_direction(weights: List[Tensor]) -> List[Tensor]:
 def probe_losses(
     weights: PerturbedWeights,
     losses: Callable[[], Tensor],
-    length: float,
-    two_sided: bool,
     random_state: RandomState,
-) -> Tuple[Tensor, Optional[Tensor]]:
-    """Returns l_j(w + h r) and, two-sided, l_j(w − h r), each from one forward pass.
+    compute_dtype: Optional[torch.dtype] = None,
+) -> Tuple[Tensor, Optional[Tensor], Tensor]:
+    """Returns l_j(w + h r), for the published weights l_j(w − h r), and ρ / h.
 
     Args:
         weights: at w, and back there afterwards.
         losses: runs a forward pass and returns the sentences' losses [batch].
-        length: h.
-        two_sided: whether to look at w − h r as well.
         random_state: restored before each pass, so that all see the same dropout masks.
+        compute_dtype: the format that losses are computed in, where it is not the weights'.
     """
+    settings = weights.settings
+    norm = torch.linalg.vector_norm(foreach.norms(weights.weights))
+    length = probe_length(settings, norm, compute_dtype or weights.weights[0].dtype)
     direction = random_direction(weights.weights)
-    plus = minus = None
-    for sign in (1.0, -1.0) if two_sided else (1.0,):
-        weights.displace(direction, sign * length)
+    torch._foreach_mul_(direction, [length.to(part) for part in direction])
+    found: List[Tensor] = []
+    for sign in (1.0, -1.0) if settings.weighting == "published" else (1.0,):
+        weights.displace(direction, sign)
         random_state.restore()
-        plus, minus = (losses(), None) if plus is None else (plus, losses())
+        found.append(losses())
         weights.restore()
     random_state.restore()
-    assert plus is not None
-    return plus, minus
+    return found[0], found[1] if len(found) > 1 else None, settings.rho / length

@@ -43,6 +43,9 @@ from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights, w
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
+_Around = Tuple[Tensor, Optional[Tensor], Tensor]
+"""Losses [batch] at w + h r and, where wanted, at w − h r; and ρ / h."""
+
 
 class ForwardPass(NamedTuple):
     """What one forward pass gives.
@@ -64,7 +67,8 @@ class Outcome(NamedTuple):
     """What one sharpness-aware evaluation gives.
 
     Attributes:
-        loss: the tensor to call ``backward()`` on.
+        loss: the tensor to call ``backward()`` on. (Under the mean risk ``autograd.grad`` misses
+            the inner passes, whose gradients join ``p.grad`` directly.)
         clean: the pass at w.
         perturbed: the pass at w + a_K.
         norm: ‖a_K‖₂, a scalar tensor.
@@ -106,6 +110,7 @@ class SharpnessAwareLoss:
         self.trained = list(trained)
         chosen = {id(weight) for weight in (self.trained if perturbed is None else perturbed)}
         self._chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
+        self._unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
         self.weights = PerturbedWeights([self.trained[i] for i in self._chosen], settings)
         self._model = model
         self._share = 1.0 / (settings.num_steps + 1) if settings.risk == "mean" else 1.0
@@ -120,6 +125,7 @@ class SharpnessAwareLoss:
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
         per_sentence: Optional[Callable[[], ForwardPass]] = None,
+        probe: Optional[Callable[[], Tensor]] = None,
     ) -> Outcome:
         """Runs the inner passes and the last forward pass.
 
@@ -128,6 +134,8 @@ class SharpnessAwareLoss:
             scale_loss: the loss scaling of mixed-precision training, for the inner passes.
             no_sync: context in which backward does not reduce gradients across workers.
             per_sentence: like ``forward`` but giving ``losses`` too; needed by δ-SAM's weights.
+            probe: returns the losses [batch] alone, for passes without gradient (default: those
+                of ``per_sentence``); best in float64, since their differences are small.
 
         Returns:
             The outcome; the weights stay perturbed until the backward of its loss has ended.
@@ -140,7 +148,14 @@ class SharpnessAwareLoss:
         accumulated = take_gradients(self.trained)
         statistics = RunningStatistics(self._model or nn.Module())
         try:
-            inner = self._inner_passes(per_sentence or forward, scale_loss, no_sync, statistics)
+            around = None
+            if self.settings.needs_sentences:
+                statistics.save()
+                around = self._probe(probe or (lambda: _losses((per_sentence or forward)())))
+                statistics.restore()
+            inner = self._inner_passes(
+                per_sentence or forward, scale_loss, no_sync, statistics, around
+            )
             perturbed = forward()
         except BaseException:
             self.restore()
@@ -156,22 +171,21 @@ class SharpnessAwareLoss:
         scale_loss: Callable[[Tensor], Tensor],
         no_sync: Callable[[], ContextManager[Any]],
         statistics: RunningStatistics,
+        around: Optional[_Around],
     ) -> "_InnerPasses":
         """Runs the K passes at w + a_0 .. w + a_{K−1} and leaves the weights at w + a_K."""
         random_state = RandomState(self.trained)
-        statistics.save()
-        probes = self._probe(forward, random_state)
-        statistics.restore()
         inner: Optional[_InnerPasses] = None
         for step in range(self.settings.num_steps):
             with no_sync():
                 output = forward()
                 if inner is None:
-                    inner = self._begin(output, scale_loss, probes)
+                    inner = self._begin(output, scale_loss, around)
                     statistics.save()
                 gradients = self._gradients(output, inner, scale_loss)
             self.weights.ascend(
                 [gradients[i] for i in self._chosen],
+                others=[gradients[i] for i in self._unmoved],
                 divisor=self._divisor(inner),
                 compute_dtype=autocast_dtype(inner.clean.loss.device),
                 # At the first step of an unweighted mean risk these are the risk's own.
@@ -182,39 +196,27 @@ class SharpnessAwareLoss:
         assert inner is not None  # num_steps >= 1
         return inner
 
-    def _probe(
-        self, forward: Callable[[], ForwardPass], random_state: RandomState
-    ) -> Optional[Tuple[Tensor, Optional[Tensor]]]:
-        """Returns the sentences' losses around w where δ-SAM's weights need them."""
-        if self.settings.weighting == "uniform":
-            return None
-        return probe_losses(
-            self.weights,
-            lambda: _losses(forward()),
-            length=self.settings.probe_length,
-            two_sided=self.settings.weighting == "published",
-            random_state=random_state,
-        )
+    def _probe(self, losses: Callable[[], Tensor]) -> _Around:
+        """Returns the sentences' losses around w, from passes without gradient."""
+        device = self.trained[0].device
+        return probe_losses(self.weights, losses, RandomState(self.trained), autocast_dtype(device))
 
     def _begin(
         self,
         output: ForwardPass,
         scale_loss: Callable[[Tensor], Tensor],
-        probes: Optional[Tuple[Tensor, Optional[Tensor]]],
+        around: Optional[_Around],
     ) -> "_InnerPasses":
         """Returns what the pass at w settles for the passes to come."""
         clean = ForwardPass(output.loss.detach(), output.sample_size, output.extra)
         with autocast_off(clean.loss.device):
             scale = scale_loss(at_least_float32(torch.ones_like(clean.loss)))
         weights = None
-        if probes is not None:
-            settings = self.settings
+        if around is not None:
+            plus, minus, ratio = around
+            probes = Probes(_losses(output).detach(), plus, minus)
             weights = weigh(
-                settings.weighting,
-                Probes(_losses(output).detach(), *probes),
-                eta=settings.eta,
-                beta=settings.beta,
-                ratio=settings.rho / settings.probe_length,
+                self.settings.weighting, probes, self.settings.eta, self.settings.beta, ratio
             )
         return _InnerPasses(clean, scale, weights, [])
 
@@ -278,7 +280,8 @@ class SharpnessAwareLoss:
             finite = finite.to(gradient.device)
             present = [g for g in gradients if g is not None]
             foreach.discard_non_finite_(present, finite)
-            factor = torch.where(finite, gradient / inner.scale, torch.zeros_like(gradient))
+            unscaled = (gradient / inner.scale).to(gradient)
+            factor = torch.where(finite, unscaled, torch.zeros_like(gradient))
             add_scaled_gradients_(self.trained, gradients, factor)
         Variable._execution_engine.queue_callback(self.restore)
 

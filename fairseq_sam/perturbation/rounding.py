@@ -16,28 +16,26 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 def stochastic_round(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Rounds float32 values to a half-precision format at random, unbiased.
 
-    Rounding to nearest after adding noise uniform over one step of the target format is stochastic
-    rounding. The noise comes from torch's global generator.
+    Each value lands on one of its two neighbours in the target format, on the upper one with the
+    probability of its relative distance from the lower. The numbers come from torch's generator.
 
     Args:
         values: float32.
-        dtype: usually ``torch.float16`` or ``torch.bfloat16``.
+        dtype: ``torch.float16`` or ``torch.bfloat16``.
 
     Returns:
-        A tensor of ``dtype``; values that the format holds exactly stay as they are. Values are
-        returned unchanged where ``dtype`` is no half-precision format.
+        A tensor of ``dtype``; values that the format holds exactly stay as they are.
     """
-    if dtype not in LOW_PRECISION:
-        return values
     info = torch.finfo(dtype)
     # The exponent bits alone are the power of two below |x|; its product with the format's
     # epsilon is the distance between neighbours there.
     power = (values.view(torch.int32) & 0x7F800000).view(torch.float32)
     step = power.clamp_(min=info.tiny).mul_(info.eps)
-    nearest = values.to(dtype)
-    exact = nearest.float() == values
-    noise = torch.rand_like(values).sub_(0.5).mul_(step)
-    return torch.where(exact, nearest, noise.add_(values).to(dtype))
+    steps = values.abs().div_(step)
+    lower = steps.floor()
+    upper = torch.rand_like(values) < steps.sub_(lower)
+    rounded = lower.add_(upper).mul_(step).copysign_(values)
+    return torch.where(torch.isfinite(values), rounded, values).to(dtype)
 
 
 def add_perturbation_(weight: Tensor, perturbation: Tensor) -> Tuple[Tensor, Tensor]:

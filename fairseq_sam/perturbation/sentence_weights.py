@@ -31,7 +31,7 @@ class Probes(NamedTuple):
     minus: Optional[Tensor] = None
 
 
-def published_weights(probes: Probes, eta: float, ratio: float = 1.0) -> Tensor:
+def published_weights(probes: Probes, eta: float, ratio: "float | Tensor" = 1.0) -> Tensor:
     """Returns g_j = |second difference| / max(|first difference|, η), EMNLP version, Eq. 5.
 
     The differences are wanted at the radius ρ but rounding drowns them at the paper's radii, so
@@ -106,7 +106,7 @@ def usable(values: Tensor, informative: Tensor) -> SentenceWeights:
 
 
 def weigh(
-    weighting: str, probes: Probes, eta: float, beta: float, ratio: float = 1.0
+    weighting: str, probes: Probes, eta: float, beta: float, ratio: "float | Tensor" = 1.0
 ) -> SentenceWeights:
     """Returns the weights of a mini-batch's sentences; a lone sentence weighs 1.
 

@@ -39,8 +39,8 @@ class PerturbationSettings:
         eta: η of the published weights, in nats: the least first difference (SPEC §4).
         beta: β of the draft weights: how far they lie from uniform ones (SPEC §5).
         probe_radius: length h of the random displacement at which the published weights are
-            measured; the differences are scaled back to rho. None chooses it by
-            :attr:`probe_length`, rho itself is the paper to the letter.
+            measured; the differences are scaled back to rho. None is long
+            enough for the floating-point format, rho itself the paper to the letter.
         per_instance: one perturbation a sentence (δ-SAM Eq. 2), which δ-SAM approximates: exact,
             and about as many times slower as the batch has sentences.
 
@@ -92,11 +92,6 @@ class PerturbationSettings:
     def needs_sentences(self) -> bool:
         """Whether the loss of each sentence is needed."""
         return self.weighting != "uniform"
-
-    @property
-    def probe_length(self) -> float:
-        """h, how far δ-SAM's random displacement reaches."""
-        return self.rho if self.probe_radius is None else self.probe_radius
 
     @property
     def step_size(self) -> float:

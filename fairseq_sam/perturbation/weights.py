@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fairseq_sam.perturbation import constraint, foreach
 from fairseq_sam.perturbation.groups import Blocks, Groups, total_norm
-from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_, stochastic_round
+from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_
 from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
 from fairseq_sam.perturbation.settings import PerturbationSettings
 
@@ -32,7 +32,7 @@ class PerturbedWeights:
     Weights are restored by copying a snapshot back, never by subtracting: workers that hold the
     same weights hold the same weights afterwards. The snapshot is the only extra copy, kept
     between steps; a_k itself is not stored but is what the weights and the snapshot differ by.
-    (In half precision a_k is held in float32 while it is computed, for K > 1.)
+    (In half precision, where the difference is mostly rounding, a_k is held in float32.)
 
     Args:
         weights: the tensors to perturb.
@@ -43,14 +43,16 @@ class PerturbedWeights:
         self.weights = list(weights)
         self.settings = settings
         self.perturbed = False
+        self.finite: Tensor
+        self.norm: Tensor
+        self.realised: Tensor
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
-        self.finite = torch.tensor(True)
-        self.norm = torch.tensor(0.0)
-        self.realised = torch.tensor(1.0)
+        self._forget()
         self._snapshot: List[Tensor] = []
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
         self._scale: Blocks = []
+        self._exact: List[Tensor] = []
 
     @torch.no_grad()
     def ascend(
@@ -59,6 +61,7 @@ class PerturbedWeights:
         divisor: "float | Tensor" = 1.0,
         compute_dtype: Optional[torch.dtype] = None,
         consume: bool = False,
+        others: Sequence[Optional[Tensor]] = (),
     ) -> None:
         """Moves the weights from w + a_{k−1} to w + a_k.
 
@@ -74,9 +77,11 @@ class PerturbedWeights:
             compute_dtype: the format that the gradients were computed in where that is coarser
                 than their own (autocast); it sets the floor of rounding noise.
             consume: whether the gradients may be overwritten.
+            others: gradients of weights that do not move, whose overflow voids the step too.
         """
         first = not self.perturbed
         if first:
+            self._forget()
             self._take_snapshot()
             self._choose_moving(gradients)
         if not self._moving:
@@ -85,32 +90,38 @@ class PerturbedWeights:
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
         finite = torch.isfinite(total_norm(norms))
+        unmoved = [gradient for gradient in others if gradient is not None]
+        if unmoved:
+            finite = finite & torch.isfinite(foreach.norms(unmoved)).all()
         self.finite = finite if first else finite & self.finite
         foreach.discard_non_finite_(given, finite)
         if isinstance(norms, list):
             foreach.discard_non_finite_(norms, finite)
         if first:
-            self._scale = self._compute_scale(norms, divisor, compute_dtype or given[0].dtype)
+            coarsest = max((g.dtype for g in given), key=lambda dtype: torch.finfo(dtype).eps)
+            self._scale = self._compute_scale(norms, divisor, compute_dtype or coarsest)
             self._first_step(given, norms, consume)
         else:
             self._next_step(given, norms)
         torch.clear_autocast_cache()  # it holds copies of the weights as they were
 
     @torch.no_grad()
-    def displace(self, direction: Sequence[Tensor], length: float) -> None:
-        """Moves the weights, wherever they are, to w + length * direction.
+    def displace(self, displacement: Sequence[Tensor], factor: float) -> None:
+        """Moves the weights, wherever they are, to w + factor * displacement.
+
+        Half-precision weights are rounded to nearest: a displacement is meant to be long enough.
 
         Args:
-            direction: one per weight, shaped like it, float32 at least.
-            length: its factor.
+            displacement: one per weight, shaped like it, float32 at least.
+            factor: a number.
         """
         self.restore()
         self._take_snapshot()
         if self.low_precision:
-            for weight, part in zip(self.weights, direction):
-                weight.copy_(stochastic_round(weight.float() + length * part, weight.dtype))
+            for weight, part in zip(self.weights, displacement):
+                weight.copy_(weight.float().add_(part, alpha=factor))
         else:
-            torch._foreach_add_(self.weights, list(direction), alpha=length)
+            torch._foreach_add_(self.weights, list(displacement), alpha=factor)
         torch.clear_autocast_cache()
 
     @torch.no_grad()
@@ -119,7 +130,14 @@ class PerturbedWeights:
         if self.perturbed:
             foreach.copy_(self.weights, self._snapshot)
             self.perturbed = False
+            self._exact = []
             torch.clear_autocast_cache()
+
+    def _forget(self) -> None:
+        """What is said of a step before there is one."""
+        self.finite = torch.tensor(True)
+        self.norm = torch.tensor(0.0)
+        self.realised = torch.tensor(1.0)
 
     def _take_snapshot(self) -> None:
         if not self._snapshot:
@@ -180,7 +198,8 @@ class PerturbedWeights:
         self.norm = constraint.step_length(coefficients, norms)
         factors = self._groups.spread(coefficients)
         if self.low_precision:
-            self._add([v.float() * c for v, c in zip(directions, factors)])
+            self._exact = [v.float() * c for v, c in zip(directions, factors)]
+            self._add(self._exact)
         else:
             weights = [self.weights[i] for i in self._moving]
             torch._foreach_addcmul_(weights, directions, factors)
@@ -193,7 +212,7 @@ class PerturbedWeights:
         weights = [self.weights[i] for i in self._moving]
         origins = [self._snapshot[i] for i in self._moving]
         if self.low_precision:
-            total = [w.float() - o.float() for w, o in zip(weights, origins)]
+            total = self._exact
             directions = [v.float() for v in directions]
         else:
             torch._foreach_sub_(weights, origins)
