@@ -28,13 +28,14 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
         if "nsentences" in part:
             part["nsentences"] = 1
         if "ntokens" in part:
-            part["ntokens"] = int((_tokens(part, counted) != padding_idx).sum())
+            part["ntokens"] = int(_tokens(part, counted).ne(padding_idx).sum())
         _trim(part, padding_idx)
     return parts
 
 
-def _tokens(sample: Dict[str, Any], name: str) -> Any:
-    return sample["net_input"][name] if name == "src_tokens" else sample.get(name)
+def _tokens(sample: Dict[str, Any], name: str) -> Tensor:
+    tokens: Tensor = sample["target"] if name == "target" else sample["net_input"][name]
+    return tokens
 
 
 def _is_text(value: Any) -> bool:
@@ -43,8 +44,8 @@ def _is_text(value: Any) -> bool:
 
 def _counted_tokens(sample: Dict[str, Any], padding_idx: int) -> str:
     """Returns what fairseq counted as ``ntokens``: the target's tokens, or else the source's."""
-    target = sample.get("target")
-    if _is_text(target) and int((target != padding_idx).sum()) == sample.get("ntokens"):
+    target: Any = sample.get("target")
+    if _is_text(target) and int(target.ne(padding_idx).sum()) == sample.get("ntokens"):
         return "target"
     return "src_tokens"
 
@@ -53,13 +54,13 @@ def _trim(part: Dict[str, Any], padding_idx: int) -> None:
     """Drops the columns that are padding, in place of the dictionaries but not of the tensors."""
     net_input = part["net_input"]
     source = net_input["src_tokens"]
-    kept = (source != padding_idx).any(0)
+    kept = source.ne(padding_idx).any(0)
     net_input["src_tokens"] = source[:, kept]
-    target = part.get("target")
-    if not (_is_text(target) and kept.any()):
+    if not (_is_text(part.get("target")) and kept.any()):
         return
+    target: Tensor = part["target"]
     if "prev_output_tokens" in net_input:  # its padding lies where the target's does
-        kept = (target != padding_idx).any(0)
+        kept = target.ne(padding_idx).any(0)
         net_input["prev_output_tokens"] = net_input["prev_output_tokens"][:, kept]
     if target.size(1) == len(kept):  # a class label has one column
         part["target"] = target[:, kept]

@@ -97,7 +97,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--delta-sam-probe-radius", type=_above_zero, metavar="H",
         help="length of the random displacement at which the weights are measured; differences "
              "are scaled back to --sam-rho, whose own value is the paper to the letter (default: "
-             "long enough for the floating-point format, docs/delta_sam.md)")
+             "as long as the floating-point format needs, docs/results/delta_weights.md)")
     # fmt: on
 
 
