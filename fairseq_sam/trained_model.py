@@ -1,0 +1,171 @@
+"""A trained model with its task, criterion and data, as analyses want it."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+
+from fairseq_sam.criterions import per_sentence_name_of
+
+
+class LoadError(Exception):
+    """Something that cannot be used; the text is one line that names it."""
+
+
+class TrainedModel(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        model: the model, in float32 and in evaluation mode.
+        task: its task, set up for the data at hand.
+        cfg: the configuration that it was trained with.
+    """
+
+    model: Any
+    task: Any
+    cfg: Any
+
+
+def load_trained_model(checkpoint: str, data: str) -> TrainedModel:
+    """Loads a checkpoint for use with some data.
+
+    Args:
+        checkpoint: fairseq's file.
+        data: what fairseq's positional argument is: a directory, or several joined by colons.
+
+    Raises:
+        LoadError: a file or directory is missing, the checkpoint is damaged, or the two do not fit.
+    """
+    from fairseq import checkpoint_utils
+
+    if not os.path.isfile(checkpoint):
+        raise LoadError(f"{checkpoint}: no such file")
+    for part in data.split(os.pathsep):
+        if not os.path.exists(part):
+            raise LoadError(f"{part}: no such file or directory")
+    try:
+        state = checkpoint_utils.load_checkpoint_to_cpu(checkpoint, {"data": data})
+    except Exception as error:  # torch raises half a dozen types for a damaged file
+        raise LoadError(
+            f"{checkpoint}: damaged, or not a fairseq checkpoint ({_reason(error)})"
+        ) from error
+    try:
+        models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], state=state)
+    except Exception as error:  # tasks and models complain in any way
+        raise LoadError(f"{data}: does not fit {checkpoint} ({_reason(error)})") from error
+    model = models[0].eval()
+    for layer in model.modules():
+        if hasattr(layer, "can_use_fastpath"):
+            layer.can_use_fastpath = False  # fairseq 0.12.2's fused kernel has no gradients
+    return TrainedModel(model, task, cfg)
+
+
+def per_sentence_criterion(trained: TrainedModel, name: Optional[str] = None) -> Tuple[str, Any]:
+    """Builds the per-sentence stand-in of the checkpoint's criterion, with the flags it had.
+
+    Args:
+        trained: the model.
+        name: another criterion, stock or per-sentence; flags that the two have in common keep
+            the values they were trained with, others are at their defaults.
+
+    Returns:
+        The stand-in's registered name, and the criterion in evaluation mode.
+
+    Raises:
+        LoadError: there is no such criterion, or it has no stand-in.
+    """
+    own = getattr(trained.cfg.criterion, "_name", None)
+    wanted = name if name is not None else own
+    stand_in = per_sentence_name_of(str(wanted))
+    if stand_in is None:
+        whose = "" if name is not None else "the checkpoint's "
+        raise LoadError(
+            f"{whose}criterion {wanted} has no per-sentence losses, and there is no "
+            f"per_sentence_{wanted}: choose another with --criterion, or see docs/criterions.md"
+        )
+    cfg = _criterion_config(trained.cfg, stand_in)
+    try:
+        criterion = trained.task.build_criterion(cfg)
+    except Exception as error:
+        raise LoadError(f"criterion {stand_in} cannot be built ({_reason(error)})") from error
+    return stand_in, criterion.eval()
+
+
+def _criterion_config(cfg: Any, name: str) -> Any:
+    """Returns a criterion's configuration, placed in the whole one, which its defaults refer to."""
+    from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+    from omegaconf import OmegaConf, open_dict
+
+    trained_with = cfg.criterion
+    chosen = OmegaConf.structured(CRITERION_DATACLASS_REGISTRY[name])
+    for key in chosen:
+        if key != "_name" and key in trained_with:
+            chosen[key] = trained_with[key]
+    with open_dict(chosen):
+        chosen._name = name
+    with open_dict(cfg):
+        cfg.criterion = chosen
+    return cfg.criterion
+
+
+def single_sentences(
+    trained: TrainedModel,
+    subset: str,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> Tuple[int, Iterator[Dict[str, Any]]]:
+    """Returns the sentences of a data set as mini-batches of one, and how many there are.
+
+    Args:
+        trained: the model; the mini-batches are on its device.
+        subset: name of the split.
+        max_sentences: only so many, drawn at random.
+        seed: of that draw.
+        skip_too_long: leave out what the model is too short for, which is otherwise an error.
+
+    Raises:
+        LoadError: the split cannot be read, is empty, or has sentences too long for the model.
+    """
+    from fairseq import utils
+
+    task, model = trained.task, trained.model
+    try:
+        task.load_dataset(subset, combine=False, epoch=1, task_cfg=trained.cfg.task)
+        dataset = task.dataset(subset)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(1)
+        positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
+        indices = task.filter_indices_by_size(
+            dataset.ordered_indices(), dataset, positions, skip_too_long
+        )
+    except Exception as error:
+        data = getattr(trained.cfg.task, "data", "the data")
+        raise LoadError(f"{data}: subset {subset} cannot be used ({_reason(error)})") from error
+    chosen = sorted(map(int, indices))  # some data sets break ties of length at random
+    if not chosen:
+        raise LoadError(f"subset {subset} has no sentences")
+    if max_sentences is not None and max_sentences < len(chosen):
+        chosen = random.Random(seed).sample(chosen, max_sentences)
+    return len(chosen), _mini_batches(dataset, chosen, next(model.parameters()).device)
+
+
+def _mini_batches(
+    dataset: Any, indices: Sequence[int], device: torch.device
+) -> Iterator[Dict[str, Any]]:
+    from fairseq import utils
+
+    for index in indices:
+        sample = dataset.collater([dataset[index]])
+        yield utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first telling line of a message, with the type where the text says little."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [""])[0]
+    telling = isinstance(error, (OSError, RuntimeError, ValueError)) and text
+    return text if telling else f"{type(error).__name__}: {text}"

@@ -1,0 +1,229 @@
+"""``fairseq-sam risk``: its figures for a trained model, and what it says when it cannot."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import torch
+
+from fairseq_sam.commands import main
+from fairseq_sam.trained_model import (
+    LoadError,
+    load_trained_model,
+    per_sentence_criterion,
+    single_sentences,
+)
+from tests.fairseq_runs import ROOT, Run
+
+NUM_VALID = 8
+
+
+@pytest.fixture(scope="module")
+def trained(shared_fairseq_train: Callable[..., Run]) -> Run:
+    """A translation model, trained for an epoch with SAM and the stock criterion."""
+    flags = "--optimizer sam --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+    return shared_fairseq_train(flags, "--max-epoch 1 --save-interval 1", validate=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: Run) -> str:
+    return str(trained.save_dir / "checkpoint_last.pt")
+
+
+def risk(*arguments: Any) -> int:
+    return main(["risk", *map(str, arguments), "--cpu"])
+
+
+class TestFigures:
+    def test_printed_and_written(
+        self, checkpoint: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        written = tmp_path / "risk.json"
+        before = Path(checkpoint).read_bytes()
+        assert risk(checkpoint, corpus, "--json", written) == 0
+        captured = capsys.readouterr()
+        figures = json.loads(written.read_text())
+        assert figures["num_sentences"] == NUM_VALID
+        assert figures["criterion"] == "per_sentence_label_smoothed_cross_entropy"
+        assert (figures["rho"], figures["steps"], figures["norm"]) == (0.05, 1, "l2")
+        assert figures["unit"] == "nats per sentence"
+        clean, adversarial = figures["clean"]["mean"], figures["adversarial"]["mean"]
+        assert adversarial > clean > 0
+        assert figures["difference"]["mean"] == pytest.approx(adversarial - clean)
+        printed = [float(text) for text in re.findall(r"\d+\.\d{4}", captured.out)]
+        expected = [
+            figures[name][part]
+            for name in ("clean", "adversarial", "difference")
+            for part in ("mean", "standard_error")
+        ]
+        assert printed == pytest.approx(expected, abs=6e-5)
+        assert f"{NUM_VALID} sentences" in captured.out
+        assert captured.err == ""
+        assert Path(checkpoint).read_bytes() == before
+
+    def test_clean_loss_is_the_one_of_validation(
+        self, trained: Run, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        written = tmp_path / "risk.json"
+        assert risk(checkpoint, corpus, "--json", written) == 0
+        tokens = sum(len(line.split()) + 1 for line in self.target_lines(checkpoint, corpus))
+        bits = json.loads(written.read_text())["clean"]["mean"] * NUM_VALID / tokens / math.log(2)
+        assert bits == pytest.approx(trained.values("loss", "valid")[-1], abs=2e-3)
+
+    @staticmethod
+    def target_lines(checkpoint: str, corpus: Path) -> Any:
+        model = load_trained_model(checkpoint, str(corpus))
+        _, samples = single_sentences(model, "valid")
+        return [model.task.target_dictionary.string(sample["target"]) for sample in samples]
+
+    def test_more_radius_and_more_steps_find_more(
+        self, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        found = []
+        for number, flags in enumerate((["--rho", 0.01], ["--rho", 0.5], ["--steps", 4])):
+            written = tmp_path / f"{number}.json"
+            assert risk(checkpoint, corpus, *flags, "--json", written) == 0
+            found.append(json.loads(written.read_text())["difference"]["mean"])
+        assert 0 < found[0] < found[1]
+        assert found[0] < found[2]
+
+    def test_max_sentences_draws(self, checkpoint: str, corpus: Path) -> None:
+        model = load_trained_model(checkpoint, str(corpus))
+
+        def drawn(seed: int) -> list:
+            count, samples = single_sentences(model, "valid", max_sentences=5, seed=seed)
+            ids = [int(sample["id"]) for sample in samples]
+            assert count == len(set(ids)) == 5
+            return ids
+
+        assert drawn(1) == drawn(1)
+        assert len({tuple(drawn(seed)) for seed in range(5)}) > 1
+
+    def test_criterion_of_another_kind(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+        written = tmp_path / "risk.json"
+        assert risk(checkpoint, corpus, "--criterion", "cross_entropy", "--json", written) == 0
+        figures = json.loads(written.read_text())
+        assert figures["criterion"] == "per_sentence_cross_entropy"
+
+    def test_criterion_keeps_the_flags_of_training(self, checkpoint: str, corpus: Path) -> None:
+        model = load_trained_model(checkpoint, str(corpus))
+        name, criterion = per_sentence_criterion(model)
+        assert name == "per_sentence_label_smoothed_cross_entropy"
+        assert criterion.eps == 0.1
+        assert not criterion.training
+        assert not model.model.training
+
+    @pytest.mark.slow
+    def test_without_user_dir_from_anywhere(
+        self, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        command = [sys.executable, "-m", "fairseq_sam.commands", "risk", checkpoint, str(corpus)]
+        result = subprocess.run(
+            [*command, "--cpu"],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "adversarial loss" in result.stdout
+        assert "INFO" not in result.stderr
+
+
+class TestErrors:
+    @pytest.fixture
+    def one_line(self, capsys: Any) -> Callable[..., str]:
+        def run(*arguments: Any) -> str:
+            assert risk(*arguments) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            return str(captured.err)
+
+        return run
+
+    def test_no_checkpoint(self, one_line: Any, corpus: Path, tmp_path: Path) -> None:
+        assert "absent.pt: no such file" in one_line(tmp_path / "absent.pt", corpus)
+
+    def test_truncated_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "half.pt"
+        content = Path(checkpoint).read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert "half.pt: damaged" in one_line(damaged, corpus)
+
+    def test_something_else(self, one_line: Any, corpus: Path, tmp_path: Path) -> None:
+        (tmp_path / "other.pt").write_text("not a checkpoint\n")
+        assert "other.pt: damaged, or not a fairseq" in one_line(tmp_path / "other.pt", corpus)
+        torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
+        assert "other.pt: damaged, or not a fairseq" in one_line(tmp_path / "other.pt", corpus)
+
+    def test_no_data(self, one_line: Any, checkpoint: str, tmp_path: Path) -> None:
+        assert "absent: no such" in one_line(checkpoint, tmp_path / "absent")
+        assert "does not fit" in one_line(checkpoint, tmp_path)
+
+    def test_data_of_another_dictionary(
+        self, one_line: Any, checkpoint: str, corpus: Path, preprocess: Any, tmp_path: Path
+    ) -> None:
+        for language in ("de", "en"):
+            (tmp_path / f"other.{language}").write_text("a b c\n", encoding="utf-8")
+        data = tmp_path / "data"
+        preprocess("-s de -t en --validpref", tmp_path / "other", "--trainpref",
+                   tmp_path / "other", "--destdir", data)  # fmt: skip
+        assert "size mismatch" in one_line(checkpoint, data)
+
+    def test_no_such_subset(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
+        assert "subset test cannot be used" in one_line(checkpoint, corpus, "--subset", "test")
+
+    @pytest.mark.parametrize("name", ["adaptive_loss", "nonsense"])
+    def test_criterion_without_sentences(
+        self, one_line: Any, checkpoint: str, corpus: Path, name: str
+    ) -> None:
+        error = one_line(checkpoint, corpus, "--criterion", name)
+        assert f"criterion {name} has no per-sentence losses" in error
+        assert "--criterion" in error
+
+    def test_sentences_that_are_too_long(self, checkpoint: str, corpus: Path) -> None:
+        model = load_trained_model(checkpoint, str(corpus))
+        model.model.encoder.max_source_positions = 6
+        model.model.encoder.embed_positions = None
+        with pytest.raises(LoadError, match="--skip-invalid-size-inputs-valid-test"):
+            single_sentences(model, "valid")
+        count, _ = single_sentences(model, "valid", skip_too_long=True)
+        assert 0 < count < NUM_VALID
+
+    def test_nowhere_to_write(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "absent" / "risk.json"
+        assert "its directory does not exist" in one_line(checkpoint, corpus, "--json", path)
+
+    def test_no_user_dir(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
+        assert "nowhere: no such" in one_line(checkpoint, corpus, "--user-dir", "nowhere")
+
+    @pytest.mark.parametrize(
+        "flags",
+        ["--rho 0", "--rho -0.1", "--rho inf", "--rho x", "--steps 0", "--norm l1",
+         "--max-sentences 0", "--seed x"],
+    )  # fmt: skip
+    def test_misuse(self, flags: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            risk("checkpoint.pt", "data", *flags.split())
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert flags.split()[0] in error
+
+    def test_help_has_an_example(self, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(["risk", "--help"])
+        assert caught.value.code == 0
+        text = capsys.readouterr().out
+        assert "examples:" in text
+        assert "nats per sentence" in text
