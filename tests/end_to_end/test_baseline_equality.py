@@ -57,9 +57,9 @@ def test_updates_before_the_start_are_adams(fairseq_train, adam):
 def test_interval_perturbs_every_nth_update(fairseq_train):
     run = fairseq_train("--optimizer sam --sam-interval 3 --max-update 7")
     assert run.values("perturbation_on") == [1.0, 0, 0, 1, 0, 0, 1]
-    assert ["sharpness" in record for record in run.records["train_inner"]] == [
-        on == 1.0 for on in run.values("perturbation_on")
-    ]
+    # fairseq 0.12.2 shows what an interval has no value for as null.
+    has_sharpness = [record.get("sharpness") is not None for record in run.records["train_inner"]]
+    assert has_sharpness == [True, False, False, True, False, False, True]
 
 
 def test_with_accumulation_and_checkpointed_activations(fairseq_train):
