@@ -5,8 +5,9 @@ All variants take turns, step by step, on one model and one batch in one process
 own trainer, so that a machine whose speed drifts slows all of them alike. Printed are ratios to the
 base optimizer's step beside the arithmetic limit, which counts forward-backward passes:
 
-    gated off 1 · SAM, ASAM, Layer-SAM 2 · multi-step K + 1
+    gated off 1 · SAM, ASAM, Layer-SAM 2 · multi-step K + 1 · δ-SAM 2 + 2 F, its draft 2 + F
 
+where F is a forward pass without gradient in units of the base step, measured beside them.
 The limit does not count the optimizer's own step, which happens once whatever the method, so
 ratios slightly below it are possible. For comparison the SAM of the PyPI package pytorch_optimizer
 runs in a hand-written loop on the same model and batch.
@@ -37,6 +38,8 @@ sys.path.insert(0, str(ROOT))
 
 Step = Callable[[], Any]
 
+FORWARD = "forward without gradient (F)"
+
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "gated off": {"method": "ga_sam", "start_epoch": 10**6, "limit": 1},
     "sam": {"method": "sam", "limit": 2},
@@ -45,6 +48,13 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "multi_step_defense, K = 1": {"method": "multi_step_defense", "limit": 2},
     "ga_sam, K = 1": {"method": "ga_sam", "limit": 2},
     "ga_sam, K = 2": {"method": "ga_sam", "num_steps": 2, "limit": 3},
+    "delta_sam": {"method": "delta_sam", "limit": 2, "forwards": 2},
+    "delta_sam, draft": {
+        "method": "delta_sam",
+        "weighting": "draft",
+        "limit": 2,
+        "forwards": 1,
+    },
 }
 
 
@@ -98,7 +108,12 @@ def make_trainer(data: Path, args: argparse.Namespace) -> Any:
     ffn = str(4 * args.width)
     flags = [str(data), "--user-dir", str(ROOT / "fairseq_sam"), "--arch", "transformer"]
     flags += ["--optimizer", "ga_sam", "--lr", "1e-5", "--clip-norm", "1.0", "--dropout", "0.1"]
-    flags += ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", "0.1"]
+    flags += [
+        "--criterion",
+        "per_sentence_label_smoothed_cross_entropy",
+        "--label-smoothing",
+        "0.1",
+    ]
     flags += ["--batch-size", str(args.sentences), "--share-decoder-input-output-embed"]
     for part in ("encoder", "decoder"):
         flags += [f"--{part}-layers", str(args.layers), f"--{part}-embed-dim", width]
@@ -126,7 +141,11 @@ def configure(trainer: Any, variant: Optional[Dict[str, Any]]) -> None:
 
     config = None
     if variant is not None:
-        settings = method_settings(variant["method"], num_steps=variant.get("num_steps"))
+        settings = method_settings(
+            variant["method"],
+            num_steps=variant.get("num_steps"),
+            weighting=variant.get("weighting"),
+        )
         gate = Gate(start_epoch=variant.get("start_epoch", 1))
         config = SharpnessAwareConfig(variant["method"], settings, gate)
     optimizer = trainer.optimizer
@@ -189,6 +208,7 @@ def peak_bytes(step: Step, device: str) -> int:
 def measure(steps: Dict[str, Step], args: argparse.Namespace) -> Dict[str, Dict[str, Any]]:
     """Runs all variants in turn; returns seconds of each round and peak bytes, by name."""
     figures: Dict[str, Dict[str, Any]] = {name: {"seconds": []} for name in steps}
+    peak_bytes(steps["base"], args.device)  # leaves behind what every step finds: gradients
     for name, step in steps.items():
         figures[name]["peak"] = peak_bytes(step, args.device)
     for count in range(args.warmup + args.steps):
@@ -211,8 +231,12 @@ def variants(trainer: Any, samples: List[Any], args: argparse.Namespace) -> Dict
 
         return step
 
+    def forward() -> None:
+        with torch.no_grad():
+            trainer.criterion(trainer.model, samples[0])
+
     wanted = (args.variants or "").split(",")
-    steps = {"base": stepping(None)}
+    steps = {"base": stepping(None), FORWARD: forward}
     for name, variant in VARIANTS.items():
         if any(part in name for part in wanted):
             steps[name] = stepping(variant)
@@ -224,6 +248,7 @@ def variants(trainer: Any, samples: List[Any], args: argparse.Namespace) -> Dict
 def table(figures: Dict[str, Dict[str, Any]], weights: int) -> str:
     """Returns a Markdown table of medians of ratios taken round by round."""
     base = figures["base"]["seconds"]
+    forward_share = statistics.median(a / b for a, b in zip(figures[FORWARD]["seconds"], base))
     lines = [
         "| step | median s | ratio to base (quartiles) | limit | peak memory / weights |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -231,10 +256,11 @@ def table(figures: Dict[str, Dict[str, Any]], weights: int) -> str:
     for name, figure in figures.items():
         ratios = sorted(a / b for a, b in zip(figure["seconds"], base))
         low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-        limit = VARIANTS.get(name, {}).get("limit", 2 if name.startswith("peer") else 1)
+        variant = VARIANTS.get(name, {"limit": 2 if name.startswith("peer") else 1})
+        limit = variant["limit"] + variant.get("forwards", 0) * forward_share
         lines.append(
             f"| {name} | {statistics.median(figure['seconds']):.3f} "
-            f"| {statistics.median(ratios):.3f} ({low:.3f}-{high:.3f}) | {limit} "
+            f"| {statistics.median(ratios):.3f} ({low:.3f}-{high:.3f}) | {limit:.3g} "
             f"| {figure['peak'] / weights:.2f} |"
         )
     return "\n".join(lines)
