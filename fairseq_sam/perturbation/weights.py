@@ -104,6 +104,9 @@ class PerturbedWeights:
         else:
             self._next_step(given, norms)
         torch.clear_autocast_cache()  # it holds copies of the weights as they were
+        self._steps_taken += 1
+        if self._steps_taken == self.settings.num_steps:
+            self._scale, self._exact = [], []  # not to be held through the pass that trains
 
     @torch.no_grad()
     def displace(self, displacement: Sequence[Tensor], factor: float) -> None:
@@ -135,6 +138,7 @@ class PerturbedWeights:
 
     def _forget(self) -> None:
         """What is said of a step before there is one."""
+        self._steps_taken = 0
         self.finite = torch.tensor(True)
         self.norm = torch.tensor(0.0)
         self.realised = torch.tensor(1.0)
