@@ -67,8 +67,9 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> List[List[Tensor]]:
     draw = probing.random_direction
 
     def recorded(weights: List[Tensor]) -> List[Tensor]:
-        drawn.append(draw(weights))
-        return drawn[-1]
+        direction = draw(weights)
+        drawn.append([part.clone() for part in direction])  # the engine goes on to scale it
+        return direction
 
     monkeypatch.setattr(probing, "random_direction", recorded)
     return drawn

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_sam.perturbation import PerturbedWeights, method_settings, sentence_weights
-from fairseq_sam.perturbation.probing import probe_losses, random_direction
+from fairseq_sam.perturbation.probing import probe_length, probe_losses, random_direction
 from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.sentence_weights import (
     Probes,
@@ -335,12 +335,13 @@ def test_what_the_differences_measure_on_a_quadratic(h: float):
     E |a_j s|, and E numerator over (E denominator)² is proportional to a_j itself.
     """
     problem, draws, n = quadratic(), 800, 6
-    weights = PerturbedWeights(problem.weights, method_settings("delta_sam", rho=h))
+    weights = PerturbedWeights(problem.weights, method_settings("delta_sam", rho=h, probe_radius=h))
     clean = problem.losses()
     second, first, published, one_sided = (torch.zeros(5).double() for _ in range(4))
     for seed in range(draws):
         torch.manual_seed(seed)
-        plus, minus = probe_losses(weights, problem.losses, h, True, RandomState([]))
+        plus, minus, ratio = probe_losses(weights, problem.losses, RandomState([]))
+        assert ratio == 1
         probes = Probes(clean, plus, minus)
         second += (plus + minus - 2 * clean).abs() / draws
         first += (plus - minus).abs() / draws
@@ -366,12 +367,12 @@ def test_what_the_drafts_shares_measure():
     """E |a_j| is ‖∇l_j‖ times the same constant for all, up to h: the shares follow the lengths."""
     problem, draws, h = quadratic(), 800, 1e-4
     weights = PerturbedWeights(
-        problem.weights, method_settings("delta_sam", weighting="draft", rho=h)
+        problem.weights, method_settings("delta_sam", weighting="draft", rho=h, probe_radius=h)
     )
     clean, total = problem.losses(), torch.zeros(5).double()
     for seed in range(draws):
         torch.manual_seed(seed)
-        plus, minus = probe_losses(weights, problem.losses, h, False, RandomState([]))
+        plus, minus, _ = probe_losses(weights, problem.losses, RandomState([]))
         assert minus is None
         total += (plus - clean).abs() / draws
     expected = h * problem.gradients.norm(dim=1) * mean_absolute_cosine(6)
@@ -391,3 +392,17 @@ def test_the_order_of_the_sentences_does_not_matter(weighting: str, count: int, 
     shuffled = Probes(*(part[order] for part in probes))
     found = [weigh(weighting, each, eta=0.01, beta=5.0).values for each in (probes, shuffled)]
     assert_close(found[1], found[0][order], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("weighting", "exponent"), [("published", 0.25), ("draft", 0.5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_probes_are_as_long_as_the_format_needs(weighting: str, exponent: float, dtype: Any):
+    """But never shorter than the radius, and a given length is taken as it is."""
+    norm = torch.tensor(80.0)
+    reach = 0.5 * torch.finfo(dtype).eps ** exponent * 80
+    chosen = method_settings("delta_sam", weighting=weighting, rho=1e-4)
+    assert float(probe_length(chosen, norm, dtype)) == pytest.approx(max(reach, 1e-4))
+    wide = method_settings("delta_sam", weighting=weighting, rho=1e3)
+    assert float(probe_length(wide, norm, dtype)) == 1e3
+    given_length = method_settings("delta_sam", weighting=weighting, rho=1e-4, probe_radius=0.25)
+    assert float(probe_length(given_length, norm, dtype)) == 0.25
