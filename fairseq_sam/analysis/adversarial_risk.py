@@ -157,8 +157,13 @@ def sentence_risks(
     risk = AdversarialRisk(weights, rho, num_steps, norm)
     with evaluation_mode(*modules):
         for sample in samples:
-            for part in split_sentences(sample, padding_idx):
+            for part in _sentences(sample, padding_idx):
                 yield risk(lambda part=part: criterion.losses_only(model, part).sum())  # type: ignore[misc]
+
+
+def _sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, Any]]:
+    """Takes a mini-batch apart, unless it is one sentence (of speech, say) already."""
+    return [sample] if sample.get("nsentences") == 1 else split_sentences(sample, padding_idx)
 
 
 def summarise(risks: Sequence[SentenceRisk]) -> RiskSummary:

@@ -142,7 +142,9 @@ def _measure(args: argparse.Namespace) -> Tuple[str, List[SentenceRisk]]:
     count, samples = trained_model.single_sentences(
         trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
     )
-    pad = trained.task.source_dictionary.pad()
+    pad = getattr(criterion, "padding_idx", None)
+    if pad is None:
+        pad = trained.task.source_dictionary.pad()
     risks = sentence_risks(trained.model, criterion, samples, pad, args.rho, args.steps, args.norm)
     quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
     progress = tqdm(

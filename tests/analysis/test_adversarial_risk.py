@@ -103,6 +103,15 @@ def test_equals_a_slow_loop(norm: str, num_steps: int) -> None:
         assert risk == pytest.approx(theirs, rel=1e-10)
 
 
+def test_a_mini_batch_of_one_is_taken_as_it_is() -> None:
+    """Whatever it consists of: only text can be taken apart."""
+    whole = mini_batch()
+    part = {"x": whole["x"][2:3], "target": whole["target"][2:3], "nsentences": 1}
+    net, criterion = SmallNet(), Labels()
+    (ours,) = sentence_risks(net, criterion, [part], PAD, RHO)
+    assert ours == pytest.approx(list(sentence_risks(net, criterion, [whole], PAD, RHO))[2])
+
+
 @pytest.mark.parametrize(
     ("case_name", "criterion_name"),
     [
