@@ -1,0 +1,205 @@
+"""Taking mini-batches apart: what is sliced, what is shared, and the counts of each part."""
+
+from typing import Any, Dict, List
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fairseq_sam.samples import split_sentences
+
+PAD = 1
+quick = settings(max_examples=50, deadline=None)
+lengths = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 6)), min_size=1, max_size=5)
+
+
+def padded(rows: List[List[int]], left: bool) -> Tensor:
+    width = max(len(row) for row in rows)
+    pad = [[PAD] * (width - len(row)) for row in rows]
+    padded_rows = [p + row if left else row + p for row, p in zip(rows, pad)]
+    return torch.tensor(padded_rows, dtype=torch.int64).view(len(rows), width)
+
+
+def translation_batch(sizes: List[Any]) -> Dict[str, Any]:
+    sources = [[10 * i + j + 5 for j in range(size[0])] for i, size in enumerate(sizes)]
+    targets = [[10 * i + j + 5 for j in range(size[1])] for i, size in enumerate(sizes)]
+    return {
+        "id": torch.arange(len(sizes)) + 100,
+        "nsentences": len(sizes),
+        "ntokens": sum(size[1] for size in sizes),
+        "net_input": {
+            "src_tokens": padded(sources, left=True),
+            "src_lengths": torch.tensor([size[0] for size in sizes]),
+            "prev_output_tokens": padded(targets, left=False),
+        },
+        "target": padded(targets, left=False),
+    }
+
+
+def words(row: Tensor) -> List[int]:
+    return [word for word in row.tolist() if word != PAD]
+
+
+@quick
+@given(sizes=lengths)
+def test_each_part_has_the_words_of_one_sentence(sizes: Any):
+    whole = translation_batch(sizes)
+    parts = split_sentences(whole, PAD)
+    assert len(parts) == len(sizes)
+    for i, part in enumerate(parts):
+        assert part["id"].tolist() == [100 + i]
+        assert part["nsentences"] == 1
+        assert part["ntokens"] == sizes[i][1]
+        assert part["target"].shape[0] == 1
+        assert part["net_input"]["src_lengths"].tolist() == [sizes[i][0]]
+        assert words(part["target"][0]) == words(whole["target"][i])
+        for name, rows in whole["net_input"].items():
+            assert part["net_input"][name].shape[0] == 1
+            if name != "src_lengths":
+                assert words(part["net_input"][name][0]) == words(rows[i])
+    assert sum(part["ntokens"] for part in parts) == whole["ntokens"]
+
+
+@quick
+@given(sizes=lengths)
+def test_the_batch_itself_stays_as_it_was(sizes: Any):
+    whole, same = translation_batch(sizes), translation_batch(sizes)
+    split_sentences(whole, PAD)
+    assert list(whole) == list(same)
+    assert whole["nsentences"] == same["nsentences"]
+    assert whole["ntokens"] == same["ntokens"]
+    for name, value in same["net_input"].items():
+        assert torch.equal(whole["net_input"][name], value)
+
+
+@quick
+@given(count=st.integers(1, 6), depth=st.integers(0, 3))
+def test_nested_values_are_sliced_and_the_rest_is_shared(count: int, depth: int):
+    shared = torch.arange((count + 1) * 2).view(count + 1, 2)
+    nested: Any = {
+        "rows": torch.arange(count),
+        "names": [f"s{i}" for i in range(count)],
+        "pair": tuple(range(count)),
+        "shared": shared,
+        "scalar": torch.tensor(3.0),
+        "text": "x" * count,
+        "flag": True,
+        "nothing": None,
+    }
+    for _ in range(depth):
+        nested = {"inner": nested}
+    whole = {"id": torch.arange(count), "nsentences": count, "net_input": nested}
+    parts = split_sentences(whole, PAD)
+    for i, part in enumerate(parts):
+        found = part["net_input"]
+        for _ in range(depth):
+            found = found["inner"]
+        assert found["rows"].tolist() == [i]
+        assert found["names"] == [f"s{i}"]
+        assert found["pair"] == (i,)
+        assert found["shared"] is shared
+        assert float(found["scalar"]) == 3
+        assert found["text"] == "x" * count
+        assert found["flag"] is True
+        assert found["nothing"] is None
+        assert "ntokens" not in part
+
+
+@pytest.mark.parametrize("by", ["id", "nsentences"])
+def test_the_number_of_sentences_comes_from_either(by: str):
+    whole = translation_batch([(2, 3), (4, 1)])
+    del whole["id" if by == "nsentences" else "nsentences"]
+    assert [part["ntokens"] for part in split_sentences(whole, PAD)] == [3, 1]
+
+
+@pytest.mark.parametrize("target", [torch.tensor([0, 2]), torch.tensor([0.5, 1.5]), None])
+def test_tokens_are_the_sources_where_the_target_is_no_text(target: Any):
+    whole = translation_batch([(2, 3), (4, 1)])
+    whole["target"] = target
+    whole["ntokens"] = 6
+    assert [part["ntokens"] for part in split_sentences(whole, PAD)] == [2, 4]
+
+
+def test_targets_with_several_numbers_a_sentence_are_no_text():
+    whole = translation_batch([(2, 3), (4, 1)])
+    whole["target"] = torch.tensor([[0.5, 1.0], [1.0, 2.0]])
+    whole["ntokens"] = 6
+    parts = split_sentences(whole, PAD)
+    assert [part["ntokens"] for part in parts] == [2, 4]
+    assert parts[1]["target"].tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        torch.tensor([[5], [6]]),  # a label, collated like text
+        torch.tensor([[PAD, 15, PAD, PAD], [PAD, PAD, PAD, PAD]]),  # a masked word
+    ],
+)
+def test_tokens_are_the_sources_where_the_batch_counts_those(target: Tensor):
+    """As fairseq does in sentence prediction and in masked language modelling."""
+    whole = translation_batch([(2, 3), (4, 1)])
+    del whole["net_input"]["prev_output_tokens"]
+    whole["target"] = target
+    whole["ntokens"] = 6
+    assert [part["ntokens"] for part in split_sentences(whole, PAD)] == [2, 4]
+
+
+def test_each_part_is_as_if_collated_alone():
+    sizes = [(2, 5), (6, 1), (3, 3)]
+    whole = translation_batch(sizes)
+    for i, part in enumerate(split_sentences(whole, PAD)):
+        for name, size in (("src_tokens", sizes[i][0]), ("prev_output_tokens", sizes[i][1])):
+            assert part["net_input"][name].shape == (1, size)
+        assert part["target"].shape == (1, sizes[i][1])
+
+
+def test_masked_words_stay_at_their_places():
+    source = torch.tensor([[5, 6, 7, 8], [5, 9, PAD, PAD], [5, PAD, PAD, PAD]])
+    target = torch.tensor([[PAD, 16, PAD, 18], [PAD, 19, PAD, PAD], [PAD] * 4])
+    whole = {
+        "id": torch.arange(3),
+        "nsentences": 3,
+        "ntokens": 7,
+        "net_input": {"src_tokens": source},
+        "target": target,
+    }
+    parts = split_sentences(whole, PAD)
+    assert [part["net_input"]["src_tokens"].tolist() for part in parts] == [
+        [[5, 6, 7, 8]],
+        [[5, 9]],
+        [[5]],
+    ]
+    assert [part["target"].tolist() for part in parts] == [
+        [[PAD, 16, PAD, 18]],
+        [[PAD, 19]],
+        [[PAD]],
+    ]
+
+
+def test_a_label_beside_decoder_input():
+    """As in classification with BART, whose decoder reads the source again."""
+    source = torch.tensor([[5, 6, 7], [5, 8, PAD]])
+    whole = {
+        "id": torch.arange(2),
+        "nsentences": 2,
+        "ntokens": 5,
+        "net_input": {
+            "src_tokens": source,
+            "prev_output_tokens": torch.tensor([[7, 5, 6], [8, 5, PAD]]),
+        },
+        "target": torch.tensor([[4], [5]]),
+    }
+    parts = split_sentences(whole, PAD)
+    assert [part["target"].tolist() for part in parts] == [[[4]], [[5]]]
+    found = [part["net_input"]["prev_output_tokens"].tolist() for part in parts]
+    assert found == [[[7, 5, 6]], [[8, 5]]]
+
+
+def test_a_sentence_on_its_own_stays_whole():
+    whole = translation_batch([(3, 4)])
+    (part,) = split_sentences(whole, PAD)
+    assert torch.equal(part["target"], whole["target"])
+    assert part["ntokens"] == 4
