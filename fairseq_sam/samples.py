@@ -1,6 +1,6 @@
 """Taking a fairseq mini-batch apart into its sentences; pure torch."""
 
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from torch import Tensor
 
@@ -24,46 +24,54 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
     count = len(sample["id"]) if "id" in sample else int(sample["nsentences"])
     counted = _counted_tokens(sample, padding_idx)
     parts = [_row(sample, index, count) for index in range(count)]
-    for part in parts:
+    for index, part in enumerate(parts):
         if "nsentences" in part:
             part["nsentences"] = 1
         if "ntokens" in part:
-            part["ntokens"] = int(_tokens(part, counted).ne(padding_idx).sum())
+            part["ntokens"] = (
+                part["ntokens"] / count if counted is None else int(counted[index].sum())
+            )
         _trim(part, padding_idx)
     return parts
-
-
-def _tokens(sample: Dict[str, Any], name: str) -> Tensor:
-    tokens: Tensor = sample["target"] if name == "target" else sample["net_input"][name]
-    return tokens
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
-def _counted_tokens(sample: Dict[str, Any], padding_idx: int) -> str:
-    """Returns what fairseq counted as ``ntokens``: the target's tokens, or else the source's."""
-    target: Any = sample.get("target")
-    if _is_text(target) and int(target.ne(padding_idx).sum()) == sample.get("ntokens"):
-        return "target"
-    return "src_tokens"
+def _counted_tokens(sample: Dict[str, Any], padding_idx: int) -> Optional[Tensor]:
+    """Returns where the tokens are that fairseq counted as ``ntokens``; None if they are no text.
+
+    They are the target's, or else the source's.
+    """
+    candidates: List[Any] = [sample.get("target"), _net_input(sample).get("src_tokens")]
+    masks = [tokens.ne(padding_idx) for tokens in candidates if _is_text(tokens)]
+    for mask in masks:
+        if int(mask.sum()) == sample.get("ntokens"):
+            return mask
+    return masks[-1] if masks else None
+
+
+def _net_input(sample: Dict[str, Any]) -> Dict[str, Any]:
+    return sample.get("net_input") or {}
 
 
 def _trim(part: Dict[str, Any], padding_idx: int) -> None:
     """Drops the columns that are padding, in place of the dictionaries but not of the tensors."""
-    net_input = part["net_input"]
-    source = net_input["src_tokens"]
+    net_input = _net_input(part)
+    source: Any = net_input.get("src_tokens")
+    previous: Any = net_input.get("prev_output_tokens")
+    target: Any = part.get("target")
+    if not _is_text(source):
+        return
     kept = source.ne(padding_idx).any(0)
     net_input["src_tokens"] = source[:, kept]
-    if not (_is_text(part.get("target")) and kept.any()):
-        return
-    target: Tensor = part["target"]
-    if "prev_output_tokens" in net_input:  # its padding lies where the target's does
-        kept = target.ne(padding_idx).any(0)
-        net_input["prev_output_tokens"] = net_input["prev_output_tokens"][:, kept]
-    if target.size(1) == len(kept):  # a class label has one column
-        part["target"] = target[:, kept]
+    if _is_text(previous) and _is_text(target) and previous.shape == target.shape:
+        kept = target.ne(padding_idx).any(0)  # a decoder's input is padded where its target is
+    for holder, key in ((net_input, "prev_output_tokens"), (part, "target")):
+        tokens: Any = holder.get(key)
+        if _is_text(tokens) and tokens.size(1) == len(kept):  # a class label has one column
+            holder[key] = tokens[:, kept]
 
 
 def _row(value: Any, index: int, count: int) -> Any:
