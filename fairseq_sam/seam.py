@@ -113,17 +113,19 @@ class Seam:
         calls = call.sentences() if settings.per_instance else [call]
         outcomes = []
         for each in calls:
-            outcome = sharpness_aware(
-                each.replay,
-                scale_loss=scale_loss,
-                no_sync=no_sync,
-                per_sentence=each.replay_sentences if settings.needs_sentences else None,
-                probe=each.probe_sentences if settings.needs_sentences else None,
-            )
+            is_last = each is calls[-1]  # whose backward pass is the caller's
+            with contextlib.nullcontext() if is_last else no_sync():
+                outcome = sharpness_aware(
+                    each.replay,
+                    scale_loss=scale_loss,
+                    no_sync=no_sync,
+                    per_sentence=each.replay_sentences if settings.needs_sentences else None,
+                    probe=each.probe_sentences if settings.needs_sentences else None,
+                )
+                if not is_last:
+                    with autocast_off(outcome.loss.device):
+                        scale_loss(outcome.loss).backward()
             outcomes.append(outcome)
-            if each is not calls[-1]:
-                with no_sync(), autocast_off(outcome.loss.device):
-                    scale_loss(outcome.loss).backward()
         sample_size = sum(outcome.clean.sample_size for outcome in outcomes)
         return outcomes[-1].loss, sample_size, metrics.describe_on(outcomes)
 
