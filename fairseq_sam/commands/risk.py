@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Tuple
 
 from fairseq_sam.commands.errors import CommandError
 
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_sam.trained_model import LoadError
 
     try:
-        criterion, risks = _measure(args)
+        with _only_warnings():
+            criterion, risks = _measure(args)
     except LoadError as error:
         raise CommandError(str(error)) from error
     summary = summarise(risks)
@@ -109,6 +111,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         _write_json({**_settings(args, criterion), **_figures(summary)}, args.json)
     return 0
+
+
+@contextlib.contextmanager
+def _only_warnings() -> Iterator[None]:
+    """Keeps fairseq from telling how it loads a model; it may tell again afterwards."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_plugins(user_dir: Any) -> None:
@@ -119,7 +133,6 @@ def _load_plugins(user_dir: Any) -> None:
     import fairseq_sam
 
     fairseq_sam.register()
-    logging.getLogger("fairseq").setLevel(logging.WARNING)
     if user_dir is None:
         return
     if not os.path.isdir(user_dir):
