@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import hydra
 import pytest
 
 from tests.fairseq_runs import USER_DIR, Run, parse_log
@@ -17,11 +18,6 @@ TRAINING = (
     "lr_scheduler=fixed optimization.max_update=4 optimization.lr=[0.01] dataset.batch_size=4 "
     "dataset.disable_validation=true dataset.num_workers=0 common.log_interval=1 "
     "common.log_format=json common.cpu=true"
-)
-GROUPS = (
-    "+optimizer.groups={default:{optimizer:{_name:adam,lr:[0.01],adam_betas:[0.5,0.6],"
-    "adam_eps:1e-8,weight_decay:0.0},lr_scheduler:{_name:fixed,lr:[0.01],force_anneal:null,"
-    "lr_shrink:0.1,warmup_updates:0}}}"
 )
 
 
@@ -58,8 +54,21 @@ def lm_corpus(tmp_path_factory, preprocess):
     text, data = tmp_path_factory.mktemp("lm"), tmp_path_factory.mktemp("lm-bin")
     words = [f"w{i % 7} w{i % 5} w{i % 3} w{i % 11}" for i in range(60)]
     (text / "train").write_text("\n".join(words) + "\n")
-    preprocess("--only-source --trainpref", text / "train", "--destdir", data)
+    preprocess(
+        "--only-source --trainpref",
+        text / "train",
+        "--validpref",
+        text / "train",
+        "--destdir",
+        data,
+    )
     return data
+
+
+def optimizer(name: str, **keys: object) -> str:
+    """The whole node at once, which old and new hydra take alike."""
+    pairs = "".join(f",{key}:{value}" for key, value in keys.items())
+    return f"+optimizer={{_name:{name}{pairs}}}"
 
 
 def perturbed(run: Run) -> bool:
@@ -67,9 +76,7 @@ def perturbed(run: Run) -> bool:
 
 
 def test_dataclass_base_with_its_keys(hydra_train):
-    run = hydra_train(
-        "+optimizer._name=ga_sam", "+optimizer.sam_rho=0.01", "+optimizer.adam_betas=[0.5,0.6]"
-    )
+    run = hydra_train(optimizer("ga_sam", sam_rho=0.01, adam_betas="[0.5,0.6]"))
     assert run.status == 0, run.output
     assert perturbed(run)
     (group,) = run.checkpoint()["last_optimizer_state"]["param_groups"]
@@ -77,9 +84,7 @@ def test_dataclass_base_with_its_keys(hydra_train):
 
 
 def test_legacy_base_with_its_keys(hydra_train):
-    run = hydra_train(
-        "+optimizer._name=sam", "+optimizer.base_optimizer=sgd", "+optimizer.momentum=0.5"
-    )
+    run = hydra_train(optimizer("sam", base_optimizer="sgd", momentum=0.5))
     assert run.status == 0, run.output
     assert perturbed(run)
     (group,) = run.checkpoint()["last_optimizer_state"]["param_groups"]
@@ -89,23 +94,34 @@ def test_legacy_base_with_its_keys(hydra_train):
 
 def test_rho_zero_is_the_base_optimizer(hydra_train):
     adam = hydra_train("optimizer=adam", "optimizer.adam_betas=[0.5,0.6]")
-    run = hydra_train(
-        "+optimizer._name=ga_sam", "+optimizer.sam_rho=0", "+optimizer.adam_betas=[0.5,0.6]"
-    )
+    run = hydra_train(optimizer("ga_sam", sam_rho=0, adam_betas="[0.5,0.6]"))
     assert run.status == adam.status == 0, run.output
     run.assert_same_training(adam)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(hydra.__version__ < "1.1", reason="hydra 1.0 takes only the whole node")
+def test_keys_one_by_one(hydra_train):
+    run = hydra_train("+optimizer._name=ga_sam", "+optimizer.sam_rho=0.01")
+    assert run.status == 0, run.output
+    assert perturbed(run)
+
+
+@pytest.mark.slow
 def test_composite_base(hydra_train):
-    groups = (GROUPS, "lr_scheduler=pass_through")
-    alone = hydra_train("+optimizer._name=composite", *groups)
+    groups = (
+        "{default:{optimizer:{_name:adam,lr:[0.01],adam_betas:[0.5,0.6],adam_eps:1e-8,"
+        "weight_decay:0.0},lr_scheduler:{_name:fixed,lr:[0.01],force_anneal:null,lr_shrink:0.1,"
+        "warmup_updates:0}}}"
+    )
+    no_scheduler = "lr_scheduler=pass_through"
+    alone = hydra_train(optimizer("composite", groups=groups), no_scheduler)
     assert alone.status == 0, alone.output
-    base = ("+optimizer._name=sam", "+optimizer.base_optimizer=composite")
-    run = hydra_train(*base, "+optimizer.sam_rho=0", *groups)
+    base = {"base_optimizer": "composite", "groups": groups}
+    run = hydra_train(optimizer("sam", sam_rho=0, **base), no_scheduler)
     assert run.status == 0, run.output
     run.assert_same_training(alone)
-    perturbed_run = hydra_train(*base, *groups)
+    perturbed_run = hydra_train(optimizer("sam", **base), no_scheduler)
     assert perturbed(perturbed_run)
     assert perturbed_run.differs_from(alone)
 
@@ -113,31 +129,24 @@ def test_composite_base(hydra_train):
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["common.memory_efficient_bf16=true"]])
 def test_half_precision(hydra_train, more):
-    run = hydra_train("+optimizer._name=ga_sam", "common.bf16=true", *more)
+    run = hydra_train(optimizer("ga_sam"), "common.bf16=true", *more)
     assert run.status == 0, run.output
     assert perturbed(run)
     assert "perturbation_realised" in run.output
 
 
 BAD = [
-    (["+optimizer.sam_rhoo=1"], ["optimizer.sam_rhoo", "sam_rho,", "adam_betas"]),
-    (["+optimizer.sam_rho=-1"], ["--sam-rho", "-1", "must be a finite number"]),
-    (["+optimizer.sam_norm=l3"], ["--sam-norm", "l3", "linf"]),
-    (["+optimizer.base_optimizer=bogus"], ["--base-optimizer", "bogus", "adam"]),
-    (["+optimizer.base_optimizer=asam"], ["--base-optimizer", "asam", "itself"]),
-    (["+optimizer.base_optimizer=sgd", "+optimizer.adam_eps=1"], ["adam_eps", "momentum"]),
-    (["+optimizer.sam_scale=none", "+optimizer.sam_granularity=layer"], ["--sam-granularity"]),
-    (["optimization.use_bmuf=true"], ["--use-bmuf"]),
+    ({"sam_rhoo": 1}, ["optimizer.sam_rhoo", "sam_rho,", "adam_betas"]),
+    ({"sam_rho": -1}, ["--sam-rho", "-1", "must be a finite number"]),
+    ({"sam_norm": "l3"}, ["--sam-norm", "l3", "linf"]),
+    ({"base_optimizer": "bogus"}, ["--base-optimizer", "bogus", "adam"]),
+    ({"base_optimizer": "asam"}, ["--base-optimizer", "asam", "itself"]),
+    ({"base_optimizer": "sgd", "adam_eps": 1}, ["adam_eps", "momentum"]),
+    ({"sam_scale": "none", "sam_granularity": "layer"}, ["--sam-granularity"]),
 ]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "parts"),
-    [BAD[0], *(pytest.param(*bad, marks=pytest.mark.slow) for bad in BAD[1:])],
-    ids=[" ".join(overrides) for overrides, _ in BAD],
-)
-def test_bad_settings_are_refused_clearly(hydra_train, overrides, parts):
-    run = hydra_train("+optimizer._name=ga_sam", *overrides)
+def assert_refused(run: Run, parts) -> None:
     assert run.status != 0
     errors = [line for line in run.output.splitlines() if line.startswith("ValueError: ")]
     assert len(errors) == 1, run.output
@@ -147,10 +156,22 @@ def test_bad_settings_are_refused_clearly(hydra_train, overrides, parts):
     assert not list(run.save_dir.glob("*.pt"))
 
 
+@pytest.mark.parametrize(
+    ("keys", "parts"),
+    [BAD[0], *(pytest.param(*bad, marks=pytest.mark.slow) for bad in BAD[1:])],
+    ids=[",".join(keys) for keys, _ in BAD],
+)
+def test_bad_settings_are_refused_clearly(hydra_train, keys, parts):
+    assert_refused(hydra_train(optimizer("ga_sam", **keys)), parts)
+
+
+@pytest.mark.slow
+def test_impossible_runs_are_refused_clearly(hydra_train):
+    assert_refused(hydra_train(optimizer("ga_sam"), "optimization.use_bmuf=true"), ["--use-bmuf"])
+
+
 @pytest.mark.slow
 def test_start_epoch_beyond_max_epoch_warns(hydra_train):
-    run = hydra_train(
-        "+optimizer._name=ga_sam", "+optimizer.sam_start_epoch=5", "optimization.max_epoch=2"
-    )
+    run = hydra_train(optimizer("ga_sam", sam_start_epoch=5), "optimization.max_epoch=2")
     assert run.status == 0, run.output
     assert run.output.count("is beyond --max-epoch 2") == 1

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from tests.fairseq_runs import TRAINING, TRANSLATION, USER_DIR, Run, parse_log, split
+from tests.fairseq_runs import TRAINING, TRANSLATION, USER_DIR, Run, parse_log, split, trained
 
 SAVE_OWN_WEIGHTS = """
 import sys, torch
@@ -58,7 +58,7 @@ def two_workers(corpus, tmp_path):
                 worker.kill()
         assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
         run = parse_log(Run(folder / "run"), outputs[0].splitlines())
-        return run, [torch.load(folder / f"weights{rank}.pt") for rank in range(2)]
+        return run, [trained(torch.load(folder / f"weights{rank}.pt")) for rank in range(2)]
 
     return train
 
