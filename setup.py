@@ -45,11 +45,16 @@ QUICKSTART = [
     "subword-nmt>=0.3.8",
 ]
 
+REPRODUCE = [
+    *QUICKSTART,
+    "rouge-score>=0.1.2",
+]
+
 BENCHMARK = ["pytorch_optimizer>=2.12"]
 
 TEST = [
     *BENCHMARK,
-    *QUICKSTART,
+    *REPRODUCE,
     "hypothesis>=6.80",
     "packaging>=21",
     "pytest>=8.2",
@@ -80,6 +85,7 @@ setup(
     extras_require={
         "fairseq": FAIRSEQ,
         "quickstart": QUICKSTART,
+        "reproduce": REPRODUCE,
         "benchmark": BENCHMARK,
         "test": TEST,
         "dev": DEV,

@@ -7,7 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 # Small models on one thread: more threads only wait for each other.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 ALL_METHODS="adam sam delta_sam_literal delta_sam per_instance_sam"
-DATA="" OUT="" SEEDS=3 RHO=0.05 UPDATES=600 TRAIN=3000 VALID=1000 SMALL=0 INSTALL=1
+DATA="" OUT="" SEEDS=3 RHO=0.05 UPDATES=600 TRAIN=3000 VALID=1000 SMALL=0
 METHODS="$ALL_METHODS"
 
 usage() {
@@ -55,42 +55,18 @@ set_option() {
         --updates) UPDATES="$2" ;;
         --train) TRAIN="$2" ;;
         --valid) VALID="$2" ;;
-        *) misuse "unknown option $1" ;;
+        *) return 1 ;;
     esac
 }
 
-parse_options() {
-    while (($#)); do
-        parse_environment_option "$@"
-        if ((CONSUMED)); then
-            shift "$CONSUMED"
-            continue
-        fi
-        case "$1" in
-            -h | --help) usage && exit 0 ;;
-            --no-install) INSTALL=0 && shift ;;
-            --small) SMALL=1 && shift ;;
-            --*=*) set_option "${1%%=*}" "${1#*=}" && shift ;;
-            --*)
-                need_value "$1" $#
-                set_option "$1" "$2"
-                shift 2
-                ;;
-            *) misuse "unexpected argument $1" ;;
-        esac
-    done
-    if ((SMALL)); then SEEDS=1 UPDATES=20 TRAIN=200 VALID=40; fi
-}
-
-# check_number OPTION VALUE LOWEST
-check_number() {
-    if [[ ! "$2" =~ ^[0-9]{1,7}$ ]] || ((10#$2 < $3)); then
-        misuse "$1 $2: a whole number of at least $3 is wanted"
-    fi
+set_switch() {
+    [[ "$1" == --small ]] || return 1
+    SMALL=1
 }
 
 check_options() {
     local class method
+    if ((SMALL)); then SEEDS=1 UPDATES=20 TRAIN=200 VALID=40; fi
     [[ -n "${METHODS// /}" ]] || misuse "--methods: choose from: $ALL_METHODS"
     for method in $METHODS; do
         [[ " $ALL_METHODS " == *" $method "* ]] || misuse "--methods: no $method; choose from: $ALL_METHODS"
@@ -99,8 +75,7 @@ check_options() {
     check_number --updates "$UPDATES" 10
     check_number --train "$TRAIN" 32
     check_number --valid "$VALID" 2
-    [[ "$RHO" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ && "${RHO%%[eE]*}" =~ [1-9] ]] ||
-        misuse "--rho $RHO: a number above 0 is wanted"
+    check_positive --rho "$RHO"
     [[ -n "$DATA" ]] || misuse "--data is missing: the directory with the sentences"
     for class in pos neg; do
         [[ -f "$DATA/$class" || -f "$DATA/$class.gz" ]] ||
@@ -130,7 +105,7 @@ prepare() {
     if [[ -e "$OUT/data/done" ]]; then return; fi
     rm -rf "$OUT/data"
     mkdir "$OUT/data"
-    "$PYTHON" "$ROOT/scripts/split_reviews.py" --data "$DATA" --out "$OUT/data/text" \
+    "$PYTHON" "$ROOT/scripts/data/split_reviews.py" --data "$DATA" --out "$OUT/data/text" \
         --train "$TRAIN" --valid "$VALID"
     timed "Preprocessing sentences" "$OUT/data/preprocess.log" preprocess input0 2
     timed "Preprocessing labels" "$OUT/data/preprocess.log" preprocess label 0

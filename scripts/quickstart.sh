@@ -4,6 +4,8 @@
 # shellcheck disable=SC2317,SC2329 # functions are called by name, see once()
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/lib/stages.sh
+source "$ROOT/scripts/lib/stages.sh"
 
 # Threads that wait by spinning crawl when anything else wants the cores; these sleep instead.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
@@ -66,7 +68,7 @@ END
 # ---- options -------------------------------------------------------------------------------------
 
 DATA="" PAIR=de-en TEXT=auto BPE=auto METHOD=ga_sam RHO="" STEPS="" EPOCHS="" START="" MODEL=tiny SEED=1
-MAX_TOKENS="" LR=0.003 AVERAGE=3 EXTRA="" SAM_EXTRA="" OUT="" LABEL="" STAGE=1 STOP_STAGE=6 INSTALL=1
+MAX_TOKENS="" LR=0.003 AVERAGE=3 EXTRA="" SAM_EXTRA="" OUT="" LABEL="" STAGE=1 STOP_STAGE=6
 
 set_option() {
     case "$1" in
@@ -90,53 +92,11 @@ set_option() {
         --label) LABEL="$2" ;;
         --stage) STAGE="$2" ;;
         --stop-stage) STOP_STAGE="$2" ;;
-        *) misuse "unknown option $1" ;;
+        *) return 1 ;;
     esac
 }
 
-parse_options() {
-    while (($#)); do
-        parse_environment_option "$@"
-        if ((CONSUMED)); then
-            shift "$CONSUMED"
-            continue
-        fi
-        case "$1" in
-            -h | --help) usage && exit 0 ;;
-            --no-install) INSTALL=0 && shift ;;
-            --*=*) set_option "${1%%=*}" "${1#*=}" && shift ;;
-            --*)
-                need_value "$1" $#
-                set_option "$1" "$2"
-                shift 2
-                ;;
-            *) misuse "unexpected argument $1" ;;
-        esac
-    done
-}
-
-# check_number OPTION VALUE LOWEST HIGHEST
-check_number() {
-    if [[ ! "$2" =~ ^[0-9]{1,9}$ ]] || ((10#$2 < $3 || 10#$2 > $4)); then
-        misuse "$1 $2: a whole number from $3 to $4 is wanted"
-    fi
-}
-
-check_real() {
-    [[ "$2" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] ||
-        misuse "$1 $2: a number of at least 0 is wanted"
-}
-
-check_choice() {
-    case " $3 " in
-        *" $2 "*) ;;
-        *) misuse "$1 $2: choose from: $3" ;;
-    esac
-}
-
-check_quotes() {
-    xargs -n 1 printf '%s\n' <<<"$2" >/dev/null 2>&1 || misuse "$1 $2: the quotes do not match"
-}
+set_switch() { return 1; }
 
 check_options() {
     [[ "$PAIR" =~ ^[A-Za-z_]+-[A-Za-z_]+$ && "${PAIR%-*}" != "${PAIR#*-}" ]] ||
@@ -179,48 +139,6 @@ set_defaults() {
     OUT="${OUT:-$ROOT/runs/quickstart-$name$PAIR}"
 }
 
-# ---- resuming ------------------------------------------------------------------------------------
-
-# remember FILE TEXT: what was done under other settings is never mixed with what comes now.
-remember() {
-    if [[ -e "$1" ]]; then
-        if [[ "$2" != "$(cat "$1")" ]]; then
-            { diff <(printf '%s\n' "$2") "$1" || true; } | sed -n 's/^</    now: /p; s/^>/    then:/p' >&2
-            misuse "$(dirname "$1") was made with other settings (above): choose another --out or --label, or delete it"
-        fi
-    else
-        printf '%s\n' "$2" >"$1.incomplete"
-        mv "$1.incomplete" "$1"
-    fi
-}
-
-# once NAME TITLE FUNCTION...: runs it unless it has been done; the stamp is written when it is whole.
-once() {
-    local stamp="$OUT/.done/$1" title="$2"
-    shift 2
-    if [[ -e "$stamp" ]]; then
-        step "$title: done before"
-        return
-    fi
-    step "$title"
-    "$@"
-    touch "$stamp"
-}
-
-in_stage() { ((STAGE <= $1 && $1 <= STOP_STAGE)); }
-
-needs() { [[ -e "$OUT/.done/$1" ]] || die "stage $2 has not been done in $OUT: start with --stage $2"; }
-
-lock_output() {
-    mkdir -p "$OUT/.done" || die "cannot write to $OUT"
-    OUT="$(cd "$OUT" && pwd)"
-    if command -v flock >/dev/null 2>&1; then
-        # Inherited by every child, so a training that outlived a killed script still holds it.
-        exec 8>"$OUT/.lock"
-        flock -n 8 || die "another quickstart is at work in $OUT"
-    fi
-}
-
 # ---- stages 1 and 2: text ------------------------------------------------------------------------
 
 corpus_file() { # SPLIT LANGUAGE: prints the file that has it
@@ -243,7 +161,7 @@ check_corpus() {
 
 plain_text() { if [[ "$1" == *.gz ]]; then gzip -dc "$1"; else cat "$1"; fi; }
 
-make_corpus() { "$PYTHON" "$ROOT/scripts/number_corpus.py" --pair "$PAIR" --seed "$SEED" --out "$CORPUS"; }
+make_corpus() { "$PYTHON" "$ROOT/scripts/data/number_corpus.py" --pair "$PAIR" --seed "$SEED" --out "$CORPUS"; }
 
 copy_text() {
     local split lang lines
@@ -270,7 +188,7 @@ tokenize() { # DIR LANGUAGE KIND
         if [[ "$3" == tokenized ]]; then
             cp "$1/$split.$2" "$1/$split.tok.$2"
         else
-            "$PYTHON" "$ROOT/scripts/moses_text.py" tokenize --lang "$2" <"$1/$split.$2" >"$1/$split.tok.$2"
+            "$PYTHON" "$ROOT/scripts/data/moses_text.py" tokenize --lang "$2" <"$1/$split.$2" >"$1/$split.tok.$2"
         fi
     done
 }
@@ -342,7 +260,7 @@ preprocess() {
     fi
     both_languages tokenize "$dir" "$kind"
     if [[ "$kind" == tokenized ]]; then
-        "$PYTHON" "$ROOT/scripts/moses_text.py" detokenize --lang "$TGT" <"$dir/test.$TGT" >"$dir/reference"
+        "$PYTHON" "$ROOT/scripts/data/moses_text.py" detokenize --lang "$TGT" <"$dir/test.$TGT" >"$dir/reference"
     else
         cp "$dir/test.$TGT" "$dir/reference"
     fi
@@ -383,14 +301,6 @@ criterion() {
     else
         echo label_smoothed_cross_entropy
     fi
-}
-
-# split_flags TEXT: sets FLAGS to its words; quotes keep words together, as in '(0.9, 0.98)'.
-split_flags() {
-    local word
-    FLAGS=()
-    if [[ -z "${1// /}" ]]; then return; fi
-    while IFS= read -r word; do FLAGS+=("$word"); done < <(xargs -n 1 printf '%s\n' <<<"$1")
 }
 
 train() { # RUN_DIR LAST_EPOCH FLAGS...
@@ -445,7 +355,7 @@ translate() { # RUN_DIR
         --max-tokens 4000 --distributed-world-size 1 >"$run/generated.incomplete" 2>>"$log" ||
         die "translating failed: see $log"
     sed -n 's/^H-//p' "$run/generated.incomplete" | sort -n | cut -f 3 >"$run/hypothesis.tok"
-    "$PYTHON" "$ROOT/scripts/moses_text.py" detokenize --lang "$TGT" <"$run/hypothesis.tok" >"$run/hypothesis"
+    "$PYTHON" "$ROOT/scripts/data/moses_text.py" detokenize --lang "$TGT" <"$run/hypothesis.tok" >"$run/hypothesis"
     [[ "$(wc -l <"$run/hypothesis")" -eq "$(wc -l <"$OUT/prepared/reference")" ]] ||
         die "$run: $(wc -l <"$run/hypothesis") translations of $(wc -l <"$OUT/prepared/reference") sentences"
     "$PYTHON" -m sacrebleu "$OUT/prepared/reference" -i "$run/hypothesis" -m bleu chrf -w 2 --format json \
@@ -458,7 +368,7 @@ translate() { # RUN_DIR
 
 settings() {
     cat <<END
-data=${DATA:-made by scripts/number_corpus.py}
+data=${DATA:-made by scripts/data/number_corpus.py}
 pair=$PAIR text=$TEXT bpe=$BPE
 model=$MODEL criterion=$(criterion) max_tokens=$MAX_TOKENS lr=$LR
 epochs=$EPOCHS start_epoch=$START average=$AVERAGE seed=$SEED

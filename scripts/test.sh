@@ -81,7 +81,7 @@ done
 check_format() { "$PYTHON" -m ruff format --check .; }
 check_lint() { "$PYTHON" -m ruff check .; }
 check_types() { "$PYTHON" -m mypy; }
-check_shell() { shellcheck -x scripts/*.sh .ci/run; }
+check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run; }
 
 check_tests() {
     local cores workers="$WORKERS"

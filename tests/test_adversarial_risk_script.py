@@ -78,7 +78,7 @@ def test_misuse(arguments: Any, complaint: str) -> None:
 def test_sets_are_balanced_and_disjoint(sentences: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("--data", sentences, "--out", out, "--train", 300, "--valid", 60)
-    assert python("split_reviews.py", *command).returncode == 0
+    assert python("data/split_reviews.py", *command).returncode == 0
     texts = {}
     for part, size in (("train", 300), ("valid", 60)):
         texts[part] = (out / f"{part}.input0").read_text().splitlines()
@@ -92,12 +92,12 @@ def test_sets_are_balanced_and_disjoint(sentences: Path, tmp_path: Path) -> None
         assert labels != sorted(labels)
     assert not set(texts["train"]) & set(texts["valid"])
     again = tmp_path / "again"
-    python("split_reviews.py", "--data", sentences, "--out", again, *command[4:])
+    python("data/split_reviews.py", "--data", sentences, "--out", again, *command[4:])
     assert (again / "train.input0").read_text() == (out / "train.input0").read_text()
 
 
 def test_too_few_sentences(sentences: Path, tmp_path: Path) -> None:
-    result = python("split_reviews.py", "--data", sentences, "--out", tmp_path, "--train", 390)
+    result = python("data/split_reviews.py", "--data", sentences, "--out", tmp_path, "--train", 390)
     assert result.returncode == 1
     assert "1390 sentences asked for, 400 there" in result.stderr
 

@@ -32,7 +32,7 @@ def run_python(script, *arguments, **options):
 
 def make_corpus(directory, *arguments):
     pytest.importorskip("num2words")
-    result = run_python("number_corpus.py", "--out", directory, *arguments)
+    result = run_python("data/number_corpus.py", "--out", directory, *arguments)
     assert result.returncode == 0, result.stderr
     return {path.name: path.read_text(encoding="utf-8") for path in directory.iterdir()}
 
@@ -64,17 +64,19 @@ class TestNumberCorpus:
     @pytest.mark.parametrize("pair", ["de", "de-de", "de-", "xx-en"])
     def test_misuse(self, tmp_path, pair):
         pytest.importorskip("num2words")
-        assert run_python("number_corpus.py", "--out", tmp_path, "--pair", pair).returncode == 2
+        assert (
+            run_python("data/number_corpus.py", "--out", tmp_path, "--pair", pair).returncode == 2
+        )
 
 
 class TestMosesText:
     def test_round_trip(self):
         pytest.importorskip("sacremoses")
         text = "He said: \"It's five o'clock, isn't it?\"\nZwei Männer.\n"
-        tokens = run_python("moses_text.py", "tokenize", "--lang", "en", input=text).stdout
+        tokens = run_python("data/moses_text.py", "tokenize", "--lang", "en", input=text).stdout
         assert " , " in tokens
         assert tokens.count("\n") == 2
-        back = run_python("moses_text.py", "detokenize", "--lang", "en", input=tokens)
+        back = run_python("data/moses_text.py", "detokenize", "--lang", "en", input=tokens)
         assert back.stdout == text
 
 

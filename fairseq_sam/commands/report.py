@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.reporting.published import PUBLISHED
 
 _EPILOG = """\
 example:
@@ -44,6 +45,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="REGEX",
         help="runs whose names differ only in what REGEX matches share a row: mean ± std",
     )
+    parser.add_argument(
+        "--relative-to",
+        type=Path,
+        metavar="DIR",
+        help="name the runs by their paths within DIR (default: the part that tells them apart)",
+    )
+    parser.add_argument(
+        "--paper",
+        choices=sorted(PUBLISHED),
+        help="show a paper's results beside those of runs (or groups) that have its methods' names",
+    )
     parser.set_defaults(run=run)
 
 
@@ -54,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
     directories = [Path(path) for path in args.runs]
     try:
-        runs = [read_run(path, name) for path, name in zip(directories, run_names(directories))]
-        table = markdown_table(runs, args.group_by)
+        names = run_names(directories, args.relative_to)
+        runs = [read_run(path, name) for path, name in zip(directories, names)]
+        table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper))
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")
         if args.output is not None:

@@ -74,9 +74,17 @@ def read_run(directory: Path, name: str) -> Run:
     return run
 
 
-def run_names(directories: Sequence[Path]) -> List[str]:
-    """Names directories by their last component, or by as many as it takes to tell them apart."""
+def run_names(directories: Sequence[Path], root: Optional[Path] = None) -> List[str]:
+    """Names directories by their paths within ``root``.
+
+    Without one they are named by their last component, or by as many as tell them apart.
+
+    Raises:
+        RunError: a directory is not within ``root``.
+    """
     resolved = [path.resolve() for path in directories]
+    if root is not None:
+        return [_path_within(path, root.resolve()) for path in resolved]
     depth = 1
     longest = max((len(path.parts) for path in resolved), default=1)
     while depth < longest:
@@ -85,3 +93,10 @@ def run_names(directories: Sequence[Path]) -> List[str]:
             break
         depth += 1
     return ["/".join(path.parts[-depth:]) for path in resolved]
+
+
+def _path_within(path: Path, root: Path) -> str:
+    try:
+        return path.relative_to(root).as_posix()
+    except ValueError:
+        raise RunError(f"{path}: not within {root}") from None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import statistics
-from typing import Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
+from fairseq_sam.reporting.published import Published
 from fairseq_sam.reporting.runs import Run
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 
@@ -13,44 +14,77 @@ _LEADING_METRICS = ("BLEU", "chrF2", TOKENISED_BLEU)
 _NO_VALUE = "–"
 
 
-def markdown_table(runs: Sequence[Run], group_by: Optional[str] = None) -> str:
+def markdown_table(
+    runs: Sequence[Run], group_by: Optional[str] = None, published: Optional[Published] = None
+) -> str:
     """Formats runs as a table, with sacrebleu's signatures below it.
 
     Args:
         runs: in the order of the rows.
         group_by: a regular expression (of the seed in a name, for instance). Runs whose names are
-            equal once its match is cut out share a row: mean ± sample standard deviation.
+            equal once its match is cut out share a row: mean ± sample standard deviation, and the
+            median of p-values.
+        published: a paper's results; beside each metric that it has, and its other rows below.
 
     Returns:
         Markdown. Columns without any value are left out.
     """
     groups = _group(runs, group_by)
-    columns = [c for c in _columns(runs) if any(c[2](run) is not None for run in runs)]
-    header = ["run", *(["runs"] if group_by else []), *(title for title, _, _ in columns)]
+    if published is not None:
+        for name in (name for values in published.metrics.values() for name in values):
+            groups.setdefault(name, [])
+    columns = [c for c in _columns(runs, published) if any(c.cell(*g) for g in groups.items())]
+    header = ["run", *(["runs"] if group_by else []), *(column.title for column in columns)]
     rows = []
     for name, members in groups.items():
         cells = [name, *([str(len(members))] if group_by else [])]
-        cells += [_cell([value(run) for run in members], digits) for _, digits, value in columns]
-        rows.append(cells)
+        rows.append([*cells, *(column.cell(name, members) or _NO_VALUE for column in columns)])
     lines = [_row(header), _row(["---", *["---:"] * (len(header) - 1)]), *map(_row, rows)]
-    return "\n".join([*lines, *_signatures(runs)]) + "\n"
+    return "\n".join([*lines, *_notes(runs, published)]) + "\n"
 
 
-_Column = Tuple[str, int, Callable[[Run], Optional[float]]]
+class _Column(NamedTuple):
+    """A title, and the text for a row's name and runs ("" for nothing)."""
+
+    title: str
+    cell: Callable[[str, Sequence[Run]], str]
 
 
-def _columns(runs: Sequence[Run]) -> List[_Column]:
-    """Returns (title, digits, value of a run) for every column that a table may have."""
+def _columns(runs: Sequence[Run], published: Optional[Published]) -> List[_Column]:
+    """Returns every column that a table may have."""
     found = {metric for run in runs for metric in run.scores}
+    found |= set(published.metrics) if published else set()
     metrics = [m for m in _LEADING_METRICS if m in found]
     metrics += sorted(found - set(metrics))
-    columns: List[_Column] = [(metric, 2, _score_of(metric)) for metric in metrics]
-    columns += [
-        ("best valid loss (bits)", 3, Run.best_valid_loss),
-        ("s/epoch", 1, lambda run: run.seconds_per_epoch(perturbed=False)),
-        ("s/epoch perturbed", 1, lambda run: run.seconds_per_epoch(perturbed=True)),
+    columns: List[_Column] = []
+    for metric in metrics:
+        columns.append(_mean_column(metric, 2, _score_of(metric)))
+        if published and metric in published.metrics:
+            columns.append(_Column("paper", _published_cell(published.metrics[metric])))
+        columns.append(_Column("p", _p_value_cell(metric)))
+    return [
+        *columns,
+        _mean_column("best valid loss (bits)", 3, Run.best_valid_loss),
+        _mean_column("s/epoch", 1, lambda run: run.seconds_per_epoch(perturbed=False)),
+        _mean_column("s/epoch perturbed", 1, lambda run: run.seconds_per_epoch(perturbed=True)),
     ]
-    return columns
+
+
+def _mean_column(title: str, digits: int, value: Callable[[Run], Optional[float]]) -> _Column:
+    return _Column(title, lambda name, runs: _mean([value(run) for run in runs], digits))
+
+
+def _published_cell(values: Dict[str, str]) -> Callable[[str, Sequence[Run]], str]:
+    return lambda name, runs: values.get(name, "")
+
+
+def _p_value_cell(metric: str) -> Callable[[str, Sequence[Run]], str]:
+    def cell(name: str, runs: Sequence[Run]) -> str:
+        scores = [run.scores[metric].p_value for run in runs if metric in run.scores]
+        values = [p for p in scores if p is not None]
+        return f"{statistics.median(values):.3f}" if values else ""
+
+    return cell
 
 
 def _score_of(metric: str) -> Callable[[Run], Optional[float]]:
@@ -65,10 +99,10 @@ def _group(runs: Sequence[Run], group_by: Optional[str]) -> Dict[str, List[Run]]
     return groups
 
 
-def _cell(values: Sequence[Optional[float]], digits: int) -> str:
+def _mean(values: Sequence[Optional[float]], digits: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
-        return _NO_VALUE
+        return ""
     mean = f"{statistics.fmean(known):.{digits}f}"
     return mean if len(known) == 1 else f"{mean} ± {statistics.stdev(known):.{digits}f}"
 
@@ -77,13 +111,19 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _signatures(runs: Sequence[Run]) -> List[str]:
+def _notes(runs: Sequence[Run], published: Optional[Published]) -> List[str]:
     signatures = {
         (metric, score.signature)
         for run in runs
         for metric, score in run.scores.items()
         if score.signature
     }
-    if not signatures:
-        return []
-    return ["", *(f"- {metric}: `{signature}`" for metric, signature in sorted(signatures))]
+    notes = [f"- {metric}: `{signature}`" for metric, signature in sorted(signatures)]
+    if any(score.p_value is not None for run in runs for score in run.scores.values()):
+        notes.append(
+            "- p: paired bootstrap over sentences against the same seed's baseline; over several "
+            "seeds the median"
+        )
+    if published is not None:
+        notes.append(f"- paper: {published.source}")
+    return ["", *notes] if notes else []

@@ -1,0 +1,78 @@
+"""The papers' results, to be shown beside measured ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict
+
+from fairseq_sam.reporting.scores import TOKENISED_BLEU
+
+
+@dataclass(frozen=True)
+class Published:
+    """One experiment of a paper.
+
+    Attributes:
+        source: the paper, its table, and what is to be known of the comparison.
+        metrics: metric to {run to value as printed}; the runs in the paper's order.
+    """
+
+    source: str
+    metrics: Dict[str, Dict[str, str]]
+
+
+_GA_SAM = "Zhang et al., GA-SAM, EMNLP 2022, Tables 1 and 5: mean ± standard deviation of 4 runs"
+
+PUBLISHED: Dict[str, Published] = {
+    "iwslt14_de_en": Published(
+        _GA_SAM,
+        {
+            TOKENISED_BLEU: {
+                "baseline": "35.41 ± 0.13",
+                "sam": "35.61 ± 0.18",
+                "asam": "35.56 ± 0.17",
+                "layer_sam": "35.78 ± 0.08",
+                "multi_step_defense": "35.86 ± 0.13",
+                "ga_sam": "35.95 ± 0.15",
+                "free_lb": "35.49 ± 0.11",
+            }
+        },
+    ),
+    "iwslt15_en_vi": Published(
+        _GA_SAM,
+        {
+            TOKENISED_BLEU: {
+                "baseline": "30.60 ± 0.21",
+                "sam": "30.79 ± 0.15",
+                "asam": "30.81 ± 0.24",
+                "layer_sam": "30.70 ± 0.27",
+                "multi_step_defense": "30.95 ± 0.12",
+                "ga_sam": "31.15 ± 0.29",
+                "free_lb": "30.91 ± 0.09",
+            }
+        },
+    ),
+    "bart_cnn_dm": Published(
+        "Zhou et al., δ-SAM, Findings of EMNLP 2022, Table 3; its ROUGE-L is our ROUGE-Lsum",
+        {
+            "ROUGE-1": {
+                "baseline": "44.16",
+                "r3f": "44.38",
+                "r_drop": "44.51",
+                "delta_sam": "44.70",
+            },
+            "ROUGE-2": {
+                "baseline": "21.28",
+                "r3f": "21.53",
+                "r_drop": "21.58",
+                "delta_sam": "21.54",
+            },
+            "ROUGE-Lsum": {
+                "baseline": "40.90",
+                "r3f": "41.17",
+                "r_drop": "41.24",
+                "delta_sam": "41.81",
+            },
+        },
+    ),
+}

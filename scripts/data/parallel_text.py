@@ -1,0 +1,228 @@
+#!/usr/bin/env python3
+"""Brings ready parallel text into the form that the translation scripts train on.
+
+Reads DIR/{train,valid,test}.{SRC,TGT}, plain or .gz, and writes SPLIT.LANG, tokenised, and
+test.raw.LANG, the untokenised test set that sacreBLEU compares with. Stanford's names tst2012 and
+tst2013 stand for valid and test. Text that is tokenised already is not tokenised again, and its
+test.raw is made by detokenising. Training pairs are cleaned as Moses' clean-corpus-n does.
+
+Example:
+    parallel_text.py --data corpus --source de --target en --out text
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import multiprocessing
+import os
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+from moses_text import TextStyle, tokenize
+
+Pair = Tuple[str, str]
+Languages = Tuple[str, str]
+
+MAX_LENGTH = 175
+MAX_RATIO = 1.5
+SPLITS = {"train": ("train",), "valid": ("valid", "tst2012"), "test": ("test", "tst2013")}
+
+_FINAL = re.compile(r"(\s?)[.?!]$")
+
+
+class CorpusError(Exception):
+    """Text that cannot be used; the message is one line that names the file."""
+
+
+def clean(
+    pairs: Iterable[Pair], max_ratio: float = MAX_RATIO, max_length: int = MAX_LENGTH
+) -> Iterator[Pair]:
+    """Yields the pairs that Moses' clean-corpus-n would keep.
+
+    Dropped are pairs with an empty side, with one of more than ``max_length`` tokens, or with one
+    that has more than ``max_ratio`` times the tokens of the other.
+
+    >>> list(clean([("a b", "c"), ("a b c", "d e"), ("", "f")]))
+    [('a b c', 'd e')]
+    """
+    for source, target in pairs:
+        shorter, longer = sorted((len(source.split()), len(target.split())))
+        if shorter >= 1 and longer <= max_length and longer <= max_ratio * shorter:
+            yield source, target
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], languages: Languages, style: TextStyle, workers: int = 1
+) -> List[Pair]:
+    """Tokenises both sides, in several processes."""
+    sides = []
+    with multiprocessing.Pool(workers) as pool:
+        for side, language in enumerate(languages):
+            lines = [pair[side] for pair in pairs]
+            sides.append(pool.map(partial(tokenize, language=language, style=style), lines, 500))
+    return list(zip(*sides))
+
+
+def is_tokenized(lines: Iterable[str]) -> bool:
+    """Tells whether final punctuation mostly stands apart.
+
+    >>> is_tokenized(["Stop!", "Go on ."]), is_tokenized(["stop !", "go on ."])
+    (False, True)
+    """
+    ends = [match.group(1) for match in map(_FINAL.search, lines) if match]
+    return 2 * ends.count(" ") > len(ends)
+
+
+def read_lines(path: Path) -> List[str]:
+    """Returns the lines of a text file, plain or .gz; only a line feed ends a line."""
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise CorpusError(f"{path}: damaged: {error}") from error
+    try:
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path}: not UTF-8: {error}") from error
+    return text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
+
+
+def read_parallel(paths: Sequence[Path]) -> List[Pair]:
+    """Reads the two sides of a corpus."""
+    return pair_up([read_lines(path) for path in paths], [str(path) for path in paths])
+
+
+def pair_up(sides: Sequence[Sequence[str]], names: Sequence[str]) -> List[Pair]:
+    """Returns the pairs of two sides, which must be equally long."""
+    if len(sides[0]) != len(sides[1]):
+        counts = ", ".join(f"{name} has {len(side)}" for name, side in zip(names, sides))
+        raise CorpusError(f"the sides differ in their number of lines: {counts}")
+    return list(zip(*sides))
+
+
+def write_splits(out: Path, languages: Languages, splits: Mapping[str, Sequence[Pair]]) -> None:
+    """Writes every split's two files and says how many pairs they have."""
+    for split, pairs in splits.items():
+        if not pairs:
+            raise CorpusError(f"no pair is left for {split}")
+        for side, language in enumerate(languages):
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            (out / f"{split}.{language}").write_bytes(text.encode("utf-8"))
+        print(f"{split}: {len(pairs)} pairs")
+
+
+def limit_splits(splits: Mapping[str, Sequence[Pair]], limits: Optional[List[int]]) -> Dict:
+    """Keeps the first pairs: limits[0] of the training set, limits[1] of the others."""
+    if limits is None:
+        return dict(splits)
+    return {split: pairs[: limits[0 if split == "train" else 1]] for split, pairs in splits.items()}
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what all programs have that prepare parallel text."""
+    parser.add_argument("--source", required=True, help="source language")
+    parser.add_argument("--target", required=True, help="target language")
+    parser.add_argument("--out", type=Path, required=True, help="directory to write to")
+    parser.add_argument("--cased", action="store_true", help="keep upper case")
+    parser.add_argument(
+        "--keep-abbreviations",
+        action="store_true",
+        help="leave the full stop on an abbreviation that ends a line, as older versions of Moses",
+    )
+    parser.add_argument(
+        "--keep-all",
+        action="store_true",
+        help="keep training pairs that are empty, very long, or very different in length",
+    )
+    parser.add_argument(
+        "--limit",
+        type=_positive,
+        nargs=2,
+        metavar=("TRAIN", "OTHER"),
+        help="only the first TRAIN training pairs and OTHER validation and test pairs",
+    )
+    parser.add_argument(
+        "--workers",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        help="processes for tokenising (default: one per core)",
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Reads the text and writes the splits."""
+    from sacremoses import MosesDetokenizer
+
+    languages = (args.source, args.target)
+    read = {split: _read_split(args.data, names, languages) for split, names in SPLITS.items()}
+    read = limit_splits(read, args.limit)
+    if is_tokenized([pair[1] for pair in read["train"][:1000]]):
+        splits = read if args.cased else {s: _lower(pairs) for s, pairs in read.items()}
+        detokenizers = [MosesDetokenizer(language) for language in languages]
+        raw = [
+            tuple(d.detokenize(side.split()) for d, side in zip(detokenizers, pair))
+            for pair in read["test"]
+        ]
+    else:
+        style = TextStyle(args.cased, args.keep_abbreviations)
+        splits = {
+            split: tokenize_pairs(pairs, languages, style, args.workers)
+            for split, pairs in read.items()
+        }
+        raw = read["test"]
+    if not args.keep_all:
+        splits["train"] = list(clean(splits["train"]))
+    write_splits(args.out, languages, {**splits, "test.raw": raw})
+
+
+def run(parser: argparse.ArgumentParser, prepare_corpus) -> int:  # type: ignore[no-untyped-def]
+    """Runs a preparation; returns the exit status."""
+    args = parser.parse_args()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        prepare_corpus(args)
+    except (CorpusError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def main() -> int:
+    """Prepares one corpus."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="directory of the files")
+    add_common_arguments(parser)
+    return run(parser, prepare)
+
+
+def _read_split(root: Path, names: Sequence[str], languages: Languages) -> List[Pair]:
+    for name in names:
+        found = [
+            [p for p in (root / f"{name}.{lang}", root / f"{name}.{lang}.gz") if p.is_file()]
+            for lang in languages
+        ]
+        if all(found):
+            return read_parallel([paths[0] for paths in found])
+    wanted = " or ".join(f"{name}.{{{','.join(languages)}}}" for name in names)
+    raise CorpusError(f"{root}: there is no {wanted} (plain or .gz)")
+
+
+def _lower(pairs: Sequence[Pair]) -> List[Pair]:
+    return [(source.lower(), target.lower()) for source, target in pairs]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

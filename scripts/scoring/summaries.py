@@ -1,0 +1,132 @@
+#!/usr/bin/env python3
+"""Scores summaries by ROUGE F1 (rouge-score), and against a baseline's by paired bootstrap.
+
+Reported are ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum with Porter stemming, in percent, the mean
+over summaries. The papers' ROUGE-L is that of the original Perl program: the union of longest
+common subsequences sentence by sentence, which rouge-score calls rougeLsum; its rougeL takes a
+summary as one sentence. Sentences are told apart at final punctuation.
+
+Example:
+    summaries.py --generated generate.txt --reference test.target --output scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence
+
+import numpy as np
+from translations import RESAMPLES, ScoringError, read_lines, write_whole
+
+METRICS = {
+    "ROUGE-1": "rouge1",
+    "ROUGE-2": "rouge2",
+    "ROUGE-L": "rougeL",
+    "ROUGE-Lsum": "rougeLsum",
+}
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def sentence_lines(text: str) -> str:
+    r"""Puts each sentence on a line of its own, as rougeLsum wants it.
+
+    >>> sentence_lines("One. Two!  Three")
+    'One.\nTwo!\nThree'
+    """
+    return _SENTENCE_END.sub("\n", text.strip())
+
+
+def rouge_scores(hypotheses: Sequence[str], references: Sequence[str]) -> Dict[str, List[float]]:
+    """Returns the F1 scores of each summary, in percent, by metric."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(METRICS.values()), use_stemmer=True)
+    scores: Dict[str, List[float]] = {name: [] for name in METRICS}
+    for hypothesis, reference in zip(hypotheses, references):
+        found = scorer.score(sentence_lines(reference), sentence_lines(hypothesis))
+        for name, key in METRICS.items():
+            scores[name].append(100 * found[key].fmeasure)
+    return scores
+
+
+def paired_bootstrap(
+    system: Sequence[float],
+    baseline: Sequence[float],
+    resamples: int = RESAMPLES,
+    seed: int = 12345,
+) -> float:
+    """Returns the two-sided p-value of a difference in means, by resampling the summaries.
+
+    The share of resamples whose difference is farther from the mean difference of all resamples
+    than the observed difference is from 0, as in sacreBLEU (Riezler and Maxwell 2005).
+    """
+    differences = np.asarray(system) - np.asarray(baseline)
+    generator = np.random.default_rng(seed)
+    size = len(differences)
+    means = np.array(
+        [differences[generator.integers(size, size=size)].mean() for _ in range(resamples)]
+    )
+    beyond = np.abs(means - means.mean()) >= abs(differences.mean())
+    return float((beyond.sum() + 1) / (resamples + 1))
+
+
+def read_summaries(generated: str) -> List[str]:
+    """Returns fairseq-generate's detokenised hypotheses (its D lines) in the test set's order."""
+    found: Dict[int, str] = {}
+    for line in generated.split("\n"):
+        if line.startswith("D-"):
+            key, _, text = line.split("\t", 2)
+            found.setdefault(int(key[2:]), text)
+    return [found[key] for key in sorted(found)]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Scores one system."""
+    references = read_lines(args.reference)
+    hypotheses = read_summaries(args.generated.read_text(encoding="utf-8"))
+    if len(hypotheses) != len(references):
+        raise ScoringError(
+            f"{args.generated} has {len(hypotheses)} summaries, "
+            f"{args.reference} {len(references)} lines"
+        )
+    scores = rouge_scores(hypotheses, references)
+    baseline: Optional[Dict[str, List[float]]] = None
+    if args.baseline:
+        baseline = rouge_scores(read_lines(args.baseline), references)
+    signature = f"F1, stemmed, rouge-score {version('rouge-score')}"
+    records: List[Dict[str, Any]] = []
+    for name, values in scores.items():
+        records.append({"name": name, "score": float(np.mean(values)), "signature": signature})
+        if baseline is not None:
+            records[-1]["p_value"] = paired_bootstrap(values, baseline[name])
+            records[-1]["baseline"] = args.baseline_name
+    write_whole(args.output.with_name("hypothesis"), "".join(f"{h}\n" for h in hypotheses))
+    write_whole(args.output, json.dumps(records, indent=1) + "\n")
+
+
+def main() -> int:
+    """Scores and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--generated", type=Path, required=True, help="fairseq-generate's output")
+    parser.add_argument("--reference", type=Path, required=True, help="one summary a line")
+    parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
+    parser.add_argument("--baseline-name", default="baseline", help="what the report calls it")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    try:
+        run(args)
+    except (ScoringError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
