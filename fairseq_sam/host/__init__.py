@@ -16,7 +16,7 @@ without a gradient instead.
 import logging
 from typing import Tuple
 
-from . import checkpoints, command_line, components, data, evaluation
+from . import checkpoints, command_line, components, data, evaluation, generation
 from .patching import Repair
 
 __all__ = ["REPAIRS", "Repair", "repair"]
@@ -29,6 +29,7 @@ REPAIRS: Tuple[Repair, ...] = (
     *checkpoints.REPAIRS,
     *components.REPAIRS,
     *evaluation.REPAIRS,
+    *generation.REPAIRS,
 )
 """All repairs, in the order they are applied."""
 

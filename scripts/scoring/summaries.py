@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Scores summaries by ROUGE F1 (rouge-score), and against a baseline's by paired bootstrap.
+r"""Scores summaries by ROUGE F1 (rouge-score), and against a baseline's by paired bootstrap.
 
 Reported are ROUGE-1, ROUGE-2, ROUGE-L and ROUGE-Lsum with Porter stemming, in percent, the mean
 over summaries. The papers' ROUGE-L is that of the original Perl program: the union of longest
@@ -7,7 +7,8 @@ common subsequences sentence by sentence, which rouge-score calls rougeLsum; its
 summary as one sentence. Sentences are told apart at final punctuation.
 
 Example:
-    summaries.py --generated generate.txt --reference test.target --output scores.json
+    summaries.py --generated generate.txt --encoder-json encoder.json --vocab-bpe vocab.bpe \
+        --reference test.target --output scores.json
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from translations import RESAMPLES, ScoringError, read_lines, write_whole
+from translations import RESAMPLES, ScoringError, read_hypotheses, read_lines, write_whole
 
 METRICS = {
     "ROUGE-1": "rouge1",
@@ -75,20 +76,20 @@ def paired_bootstrap(
     return float((beyond.sum() + 1) / (resamples + 1))
 
 
-def read_summaries(generated: str) -> List[str]:
-    """Returns fairseq-generate's detokenised hypotheses (its D lines) in the test set's order."""
-    found: Dict[int, str] = {}
-    for line in generated.split("\n"):
-        if line.startswith("D-"):
-            key, _, text = line.split("\t", 2)
-            found.setdefault(int(key[2:]), text)
-    return [found[key] for key in sorted(found)]
+def decode(encoded: str, decoder: Any) -> str:
+    """Turns GPT-2 BPE's numbers into text; symbols that are none, such as <unk>, are left out."""
+    text: str = decoder.decode([int(number) for number in encoded.split() if number.isdigit()])
+    return " ".join(text.split())
 
 
 def run(args: argparse.Namespace) -> None:
     """Scores one system."""
+    from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
+
     references = read_lines(args.reference)
-    hypotheses = read_summaries(args.generated.read_text(encoding="utf-8"))
+    decoder = get_encoder(args.encoder_json, args.vocab_bpe)
+    encoded = read_hypotheses(args.generated.read_text(encoding="utf-8"))
+    hypotheses = [decode(line, decoder) for line in encoded]
     if len(hypotheses) != len(references):
         raise ScoringError(
             f"{args.generated} has {len(hypotheses)} summaries, "
@@ -115,6 +116,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--generated", type=Path, required=True, help="fairseq-generate's output")
+    parser.add_argument("--encoder-json", required=True, help="GPT-2's encoder.json")
+    parser.add_argument("--vocab-bpe", required=True, help="GPT-2's vocab.bpe")
     parser.add_argument("--reference", type=Path, required=True, help="one summary a line")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
     parser.add_argument("--baseline-name", default="baseline", help="what the report calls it")
