@@ -180,9 +180,10 @@ binarise_for_pretraining() { # DIR
 # needs --bpe gpt2, for which fairseq's task fetches the BPE's files itself, whatever the flags say.
 pretrain() {
     perform mkdir -p "$OUT/pretrain"
-    run "$OUT/pretrain/train.log" "$PYTHON" -m fairseq_cli.train "$OUT/prepared/pretrain-bin" --task denoising \
-        "${MODEL_FLAGS[@]}" --layernorm-embedding --share-all-embeddings --share-decoder-input-output-embed \
-        --tokens-per-sample 512 --sample-break-mode complete_doc --shorten-method truncate \
+    run "$OUT/pretrain/train.log" "$PYTHON" -m fairseq_cli.train "$OUT/prepared/pretrain-bin" \
+        --user-dir "$ROOT/fairseq_sam" --task denoising "${MODEL_FLAGS[@]}" \
+        --layernorm-embedding --share-all-embeddings --share-decoder-input-output-embed \
+        --tokens-per-sample 512 --sample-break-mode complete --shorten-method truncate \
         --mask 0.3 --mask-length span-poisson --poisson-lambda 3.5 --replace-length 1 --permute-sentences 0 \
         --rotate 0 --criterion cross_entropy --optimizer adam --adam-betas '(0.9, 0.98)' --weight-decay 0.01 \
         --clip-norm 0.1 --lr 1e-3 --lr-scheduler polynomial_decay --warmup-updates "$((PRETRAIN_UPDATES / 10))" \
@@ -207,12 +208,12 @@ score_run() { # METHOD SEED
         run "$log" "$PYTHON" -m fairseq_sam.commands average "$dir/checkpoints" --last-epochs "$AVERAGE" \
             --output "$model" --force
     fi
-    run_into "$dir/generate.txt" "$log" "$PYTHON" -m fairseq_cli.generate "$BIN" \
+    run_into "$dir/summaries.txt" "$log" "$PYTHON" -m fairseq_cli.generate "$BIN" \
         --user-dir "$ROOT/fairseq_sam" --path "$model" --gen-subset test --task translation \
         --source-lang source --target-lang target --truncate-source --beam 4 --lenpen 2.0 --max-len-b 140 \
         --min-len "$MIN_LENGTH" --no-repeat-ngram-size 3 --batch-size 32 --required-batch-size-multiple 1 "${DEVICE_FLAGS[@]}"
     if has_baseline "$1" "$2"; then compare=(--baseline "$(run_dir baseline "$2")/hypothesis"); fi
-    run "$log" "$PYTHON" "$ROOT/scripts/scoring/summaries.py" --generated "$dir/generate.txt" \
+    run "$log" "$PYTHON" "$ROOT/scripts/scoring/summaries.py" --generated "$dir/summaries.txt" \
         --encoder-json "$BPE_DIR/encoder.json" --vocab-bpe "$BPE_DIR/vocab.bpe" \
         --reference "$OUT/prepared/test.target" ${compare[@]+"${compare[@]}"} --output "$dir/scores.json"
     if ((FREE_DISK && AVERAGE)); then perform rm -rf "$dir/checkpoints"; fi
@@ -228,8 +229,7 @@ settings() {
 main() {
     parse_options "$@"
     check_options
-    OUT="${OUT:-$ROOT/runs/bart-cnn-dm$( ((SMALL)) && echo -small)}"
-    start_experiment "$(settings)"
+    start_experiment bart-cnn-dm "$(settings)"
     BIN="$OUT/prepared/bin" BPE_DIR="${GPT2_BPE:-$OUT/download}"
     PRETRAINED_BY_USER="$BART" PRETRAINED="${BART:-$OUT/pretrain/checkpoints/checkpoint_last.pt}"
     DEVICE_FLAGS=(--distributed-world-size 1)

@@ -11,6 +11,7 @@ import pytest
 from fairseq_sam import commands
 from fairseq_sam.commands import main
 from fairseq_sam.reporting.plot import difference_curve, sharpness_curve, valid_loss_curve
+from fairseq_sam.reporting.published import PUBLISHED, Published
 from fairseq_sam.reporting.runs import read_run, run_names
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 from fairseq_sam.reporting.table import markdown_table
@@ -180,8 +181,47 @@ class TestTable:
         row = markdown_table(runs, group_by="seed[0-9]+").splitlines()[2]
         assert row.startswith("| adam | 3 | 32.00 ± 1.00 | 5.000 ± 0.000 |")
 
+    def test_published_results_stand_beside_and_below(self, tmp_path):
+        runs = [
+            read_run(write_run(tmp_path / name, bleu=30.0), name) for name in ("baseline", "mine")
+        ]
+        published = Published("Somebody", {"BLEU": {"baseline": "35.41 ± 0.13", "theirs": "36.00"}})
+        lines = markdown_table(runs, published=published).splitlines()
+        assert lines[0].startswith("| run | BLEU | paper | best")
+        assert [line.split(" | ")[:3] for line in lines[2:5]] == [
+            ["| baseline", "30.00", "35.41 ± 0.13"],
+            ["| mine", "30.00", "–"],
+            ["| theirs", "–", "36.00"],
+        ]
+        assert lines[-1] == "- paper: Somebody"
+
+    def test_p_values_of_a_group_are_their_median(self, tmp_path):
+        runs = []
+        for seed, p_value in ((1, 0.2), (2, 0.01), (3, 0.04)):
+            directory = write_run(tmp_path / f"sam-seed{seed}")
+            record = {"name": "BLEU", "score": 30.0, "p_value": p_value}
+            (directory / "scores.json").write_text(json.dumps([record]))
+            runs.append(read_run(directory, directory.name))
+        lines = markdown_table(runs, group_by="seed[0-9]+").splitlines()
+        assert lines[0].startswith("| run | runs | BLEU | p |")
+        assert lines[2].startswith("| sam | 3 | 30.00 ± 0.00 | 0.040 |")
+        assert "paired bootstrap" in lines[-1]
+
+    def test_every_paper_has_a_metric_that_is_scored(self):
+        known = {TOKENISED_BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-Lsum"}
+        for published in PUBLISHED.values():
+            assert set(published.metrics) <= known
+            assert all("baseline" in values for values in published.metrics.values())
+
 
 class TestReport:
+    def test_names_within_a_directory(self, tmp_path, capsys):
+        run = str(write_run(tmp_path / "runs" / "sam" / "seed1"))
+        assert main(["report", run, "--relative-to", str(tmp_path / "runs")]) == 0
+        assert "| sam/seed1 |" in capsys.readouterr().out
+        assert main(["report", run, "--relative-to", str(tmp_path / "elsewhere")]) == 1
+        assert "not within" in capsys.readouterr().err
+
     def test_writes_table_and_plot(self, tmp_path, capsys):
         pytest.importorskip("matplotlib")
         runs = [

@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("inputs", nargs="*", type=Path, help="text to learn from")
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--size", type=int, default=10000, help="pieces (default: %(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.action == "learn":
         if not args.inputs:
             parser.error("learn needs the files to learn from")

@@ -218,6 +218,7 @@ in_slot() {
 for_each() {
     local name="$2" title="$3" function="$4" line words slot pids=() failed=0
     while IFS= read -r line; do
+        if [[ -z "$line" ]]; then continue; fi
         read -r -a words <<<"$line"
         set -- "$name.${line// /.seed}" "$title ${line/ / with seed }" "$function" "${words[@]}"
         if ((DRY_RUN)); then
@@ -323,7 +324,9 @@ report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE
     note "curves: $OUT/curves.png"
 }
 
-start_experiment() { # SETTINGS
+start_experiment() { # NAME-OF-THE-FOLDER SETTINGS
+    if ((SMALL)); then set -- "$1-small" "$2"; fi
+    OUT="${OUT:-$ROOT/runs/$1}"
     if ((DRY_RUN)); then
         PYTHON=python
         return
@@ -335,7 +338,7 @@ start_experiment() { # SETTINGS
         return
     fi
     lock_output
-    remember "$OUT/settings.txt" "$1"
+    remember "$OUT/settings.txt" "$2"
 }
 
 NODE_SUFFIX=""

@@ -7,7 +7,7 @@ remember() {
     if [[ -e "$1" ]]; then
         if [[ "$2" != "$(cat "$1")" ]]; then
             { diff <(printf '%s\n' "$2") "$1" || true; } | sed -n 's/^</    now: /p; s/^>/    then:/p' >&2
-            misuse "$(dirname "$1") was made with other settings (above): choose another --out or --label, or delete it"
+            misuse "$(dirname "$1") was made with other settings (above): choose another folder, or delete it"
         fi
     else
         printf '%s\n' "$2" >"$1.incomplete"

@@ -126,8 +126,7 @@ run_translation() { # NAME-OF-THE-FOLDER OPTIONS...
     shift
     parse_options "$@"
     check_options
-    OUT="${OUT:-$ROOT/runs/$name$( ((SMALL)) && echo -small)}"
-    start_experiment "$(settings)"
+    start_experiment "$name" "$(settings)"
     BIN="$OUT/prepared/bin"
     if ((NODE_RANK)); then join_trainings; else run_experiment; fi
     # Bash reads a script as it goes: leave before it looks for more in a file that may have changed.

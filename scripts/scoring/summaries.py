@@ -7,7 +7,7 @@ common subsequences sentence by sentence, which rouge-score calls rougeLsum; its
 summary as one sentence. Sentences are told apart at final punctuation.
 
 Example:
-    summaries.py --generated generate.txt --encoder-json encoder.json --vocab-bpe vocab.bpe \
+    summaries.py --generated summaries.txt --encoder-json encoder.json --vocab-bpe vocab.bpe \
         --reference test.target --output scores.json
 """
 
