@@ -1,8 +1,8 @@
 """A fault of ``fairseq-generate``: ``--no-repeat-ngram-size`` does nothing without an extension.
 
-The CUDA extension comes with no wheel.  The fallback looks for the last n-gram at the end of the whole
-buffer of tokens, which is padding until the last step, so no repetition is ever found and no word
-is said about it.  Summaries of BART, which are generated without repeated trigrams, suffer most.
+The CUDA extension comes with no wheel.  The fallback looks for the last n-gram at the end of the
+whole buffer of tokens, which is padding until the last step, so no repetition is ever found and no
+word is said about it.  Summaries of BART, generated without repeated trigrams, suffer most.
 """
 
 import functools
