@@ -166,8 +166,10 @@ binarise_summaries() { # DIR
     # A model that is pretrained here needs no more words than the text has.
     if [[ -z "$PRETRAINED_BY_USER" ]]; then dictionary=(--joined-dictionary); fi
     run "$1/prepare.log" "$PYTHON" -m fairseq_cli.preprocess --source-lang source --target-lang target \
-        --trainpref "$1/train.bpe" --validpref "$1/val.bpe" --testpref "$1/test.bpe" \
-        --destdir "$1/bin" --workers 4 "${dictionary[@]}"
+        --trainpref "$1/train.bpe" --validpref "$1/val.bpe" --destdir "$1/bin" --workers 4 "${dictionary[@]}"
+    # Summaries longer than the model's positions would stop fairseq-generate, which has no need of them.
+    run "$1/prepare.log" "$PYTHON" -m fairseq_cli.preprocess --source-lang source --target-lang target \
+        --only-source --srcdict "$1/bin/dict.source.txt" --testpref "$1/test.bpe" --destdir "$1/bin" --workers 4
 }
 
 binarise_for_pretraining() { # DIR

@@ -1,5 +1,6 @@
 """The reproduction scripts: their commands at full size, small runs, interruptions, manners."""
 
+import gzip
 import hashlib
 import http.server
 import json
@@ -514,13 +515,33 @@ class TestDeEn:
         assert [line for line in left if "defunct" not in line] == []
 
 
+def cut(source, target, count):
+    """Writes the first lines of a .gz or plain file."""
+    packed = source.with_name(f"{source.name}.gz")
+    text = gzip.decompress(packed.read_bytes()) if packed.exists() else source.read_bytes()
+    lines = text.split(b"\n")[:count]
+    target.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+@pytest.fixture
+def en_vi(tmp_path):
+    """A slice of the real text where it is there, made text elsewhere."""
+    sizes = {"train": 150, "tst2012": 4, "tst2013": 6}
+    real = REAL_DATA / "iwslt15-en-vi"
+    if not real.is_dir():
+        return write_parallel(tmp_path / "in", list(sizes), ("en", "vi"), sizes.values(), ".gz")
+    (tmp_path / "in").mkdir()
+    for name, (split, size) in zip(("train", "valid", "test"), sizes.items()):
+        for language in ("en", "vi"):
+            cut(real / f"{name}.{language}", tmp_path / "in" / f"{split}.{language}", size)
+    return tmp_path / "in"
+
+
 @needs_text_packages
-def test_en_vi_small(tmp_path):
-    names = ("train", "tst2012", "tst2013")
-    data = write_parallel(tmp_path / "in", names, ("en", "vi"), (150, 4, 6), ".gz")
+def test_en_vi_small(tmp_path, en_vi):
     out = tmp_path / "out"
     result = run(
-        "iwslt15_en_vi", "--small", "--data", data, "--out", out, "--seeds", "1,2",
+        "iwslt15_en_vi", "--small", "--data", en_vi, "--out", out, "--seeds", "1,2",
         "--methods", "baseline,sam@1e-4", "--epochs", 2, "--start-epoch", 2, "--average", 1,
         "--free-disk",
     )  # fmt: skip
@@ -537,25 +558,42 @@ def byte_bpe(root):
     from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
     symbols = list(bytes_to_unicode().values())
-    root.mkdir()
     (root / "encoder.json").write_text(json.dumps({s: i for i, s in enumerate(symbols)}))
     (root / "vocab.bpe").write_text("#version: 0.2\n\n")
     write_side(root / "dict.txt", [f"{i} 1" for i in range(len(symbols))])
-    return root
+
+
+@pytest.fixture
+def summaries(tmp_path):
+    """Options that name a corpus of summaries and its BPE, real where they are there."""
+    data, bpe = tmp_path / "in", tmp_path / "bpe"
+    data.mkdir()
+    bpe.mkdir()
+    sizes = {"train": 12, "val": 2, "test": 3}
+    real = REAL_DATA / "scitldr"
+    for name, size in sizes.items():
+        pairs = [(f"{source} {target}", target) for source, target in sentences(size, size)]
+        for side, suffix in enumerate(("source", "target")):
+            if real.is_dir():
+                cut(real / f"{name}.{suffix}", data / f"{name}.{suffix}", size)
+            else:
+                write_side(data / f"{name}.{suffix}.gz", [pair[side] for pair in pairs])
+    if real.is_dir():
+        for name in ("encoder.json", "vocab.bpe", "dict.txt"):
+            cut(REAL_DATA / "gpt2-bpe" / name, bpe / name, None)
+    else:
+        byte_bpe(bpe)
+    (data / "test.target.gz").unlink(missing_ok=True)
+    # A model has positions for 1024 tokens; a summary may have more.
+    write_side(data / "test.target", ["a b c.", "word " * 2000, "d e f."])
+    return ["--data", data, "--gpt2-bpe", bpe]
 
 
 @needs_text_packages
-def test_bart_small(tmp_path):
-    data = tmp_path / "in"
-    data.mkdir()
-    for name, size in (("train", 12), ("val", 2), ("test", 3)):
-        pairs = sentences(size, size)
-        write_side(data / f"{name}.source.gz", [f"{source} {target}" for source, target in pairs])
-        write_side(data / f"{name}.target.gz", [target for _, target in pairs])
+def test_bart_small(tmp_path, summaries):
     out = tmp_path / "out"
-    options = ["--small", "--data", data, "--gpt2-bpe", byte_bpe(tmp_path / "bpe"), "--out", out]
-    options += ["--seeds", 1, "--updates", 10, "--pretrain-updates", 10]
-    options += ["--methods", "baseline,delta_sam"]
+    options = ["--small", *summaries, "--out", out, "--seeds", 1, "--updates", 10]
+    options += ["--pretrain-updates", 10, "--methods", "baseline,delta_sam"]
     result = run("bart_cnn_dm", *options)
     assert result.returncode == 0, result.stdout
     table = (out / "report.md").read_text()

@@ -234,12 +234,12 @@ class TestSentencePiece:
         write_side(text, [pair[1].lower() for pair in sentences(80, 1)])
         program = [sys.executable, str(ROOT / "scripts" / "data" / "sentencepiece_text.py")]
         model = ["--model", str(tmp_path / "model")]
-        subprocess.run([*program, "learn", *model, "--size", "60", str(text)], check=True)
+        subprocess.run([*program, "learn", *model, "--size", "30", str(text)], check=True)
         with open(text, encoding="utf-8") as file:
             pieces = subprocess.run(
                 [*program, "encode", *model], stdin=file, capture_output=True, text=True, check=True
             ).stdout
-        assert any(len(line.split()) > len(line.split("▁")) for line in pieces.split("\n"))
+        assert len(pieces.split()) > len(text.read_text(encoding="utf-8").split())
         joined = [line.replace(" ", "").replace("▁", " ").strip() for line in pieces.split("\n")]
         assert joined[:-1] == lines(text)
 
