@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 
@@ -29,12 +29,15 @@ class TrainedModel(NamedTuple):
     cfg: Any
 
 
-def load_trained_model(checkpoint: str, data: str) -> TrainedModel:
+def load_trained_model(
+    checkpoint: str, data: str, overrides: Optional[Dict[str, Any]] = None
+) -> TrainedModel:
     """Loads a checkpoint for use with some data.
 
     Args:
         checkpoint: fairseq's file.
         data: what fairseq's positional argument is: a directory, or several joined by colons.
+        overrides: flags of training to replace, by their names in the configuration.
 
     Raises:
         LoadError: a file or directory is missing, the checkpoint is damaged, or the two do not fit.
@@ -47,7 +50,9 @@ def load_trained_model(checkpoint: str, data: str) -> TrainedModel:
         if not os.path.exists(part):
             raise LoadError(f"{part}: no such file or directory")
     try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(checkpoint, {"data": data})
+        state = checkpoint_utils.load_checkpoint_to_cpu(
+            checkpoint, {**(overrides or {}), "data": data}
+        )
     except Exception as error:  # torch raises half a dozen types for a damaged file
         raise LoadError(
             f"{checkpoint}: damaged, or not a fairseq checkpoint ({_reason(error)})"
@@ -94,6 +99,32 @@ def per_sentence_criterion(trained: TrainedModel, name: Optional[str] = None) ->
     return stand_in, criterion.eval()
 
 
+def build_criterion(trained: TrainedModel, name: Optional[str] = None) -> Any:
+    """Builds the checkpoint's criterion, or another, in evaluation mode.
+
+    Args:
+        trained: the model.
+        name: as for :func:`per_sentence_criterion`.
+
+    Raises:
+        LoadError: there is no such criterion, or it cannot be built.
+    """
+    from fairseq.criterions import CRITERION_REGISTRY
+
+    if name is None:
+        cfg = trained.cfg.criterion
+    elif name in CRITERION_REGISTRY:
+        cfg = _criterion_config(trained.cfg, name)
+    else:
+        raise LoadError(f"criterion {name} does not exist: choose another with --criterion")
+    try:
+        return trained.task.build_criterion(cfg).eval()
+    except Exception as error:
+        raise LoadError(f"criterion {name or cfg._name} cannot be built ({_reason(error)})") from (
+            error
+        )
+
+
 def _criterion_config(cfg: Any, name: str) -> Any:
     """Returns a criterion's configuration, placed in the whole one, which its defaults refer to."""
     from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
@@ -130,6 +161,50 @@ def single_sentences(
     Raises:
         LoadError: the split cannot be read, is empty, or has sentences too long for the model.
     """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    device = next(trained.model.parameters()).device
+    return len(chosen), (_collate(dataset, [index], device) for index in chosen)
+
+
+def mini_batches(
+    trained: TrainedModel,
+    subset: str,
+    max_tokens: int,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> List[Dict[str, Any]]:
+    """Returns the sentences of a data set in mini-batches of like lengths, on the model's device.
+
+    Args:
+        trained: the model.
+        subset: name of the split.
+        max_tokens: padded size of a mini-batch, in tokens.
+        max_sentences: as for :func:`single_sentences`.
+        seed: as there.
+        skip_too_long: as there.
+
+    Raises:
+        LoadError: as there.
+    """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    device = next(trained.model.parameters()).device
+    batches: List[List[int]] = [[]]
+    for index in sorted(chosen, key=dataset.num_tokens):
+        longest = dataset.num_tokens(index)  # of the batch too, for they come in order
+        if batches[-1] and longest * (len(batches[-1]) + 1) > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return [_collate(dataset, batch, device) for batch in batches]
+
+
+def _sentences(
+    trained: TrainedModel,
+    subset: str,
+    max_sentences: Optional[int],
+    seed: int,
+    skip_too_long: bool,
+) -> Tuple[Any, List[int]]:
     from fairseq import utils
 
     task, model = trained.task, trained.model
@@ -150,17 +225,15 @@ def single_sentences(
         raise LoadError(f"subset {subset} has no sentences")
     if max_sentences is not None and max_sentences < len(chosen):
         chosen = random.Random(seed).sample(chosen, max_sentences)
-    return len(chosen), _mini_batches(dataset, chosen, next(model.parameters()).device)
+    return dataset, chosen
 
 
-def _mini_batches(
-    dataset: Any, indices: Sequence[int], device: torch.device
-) -> Iterator[Dict[str, Any]]:
+def _collate(dataset: Any, indices: Sequence[int], device: torch.device) -> Dict[str, Any]:
     from fairseq import utils
 
-    for index in indices:
-        sample = dataset.collater([dataset[index]])
-        yield utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+    sample = dataset.collater([dataset[index] for index in indices])
+    moved: Dict[str, Any] = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+    return moved
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,6 @@ Example:
     SentenceRisk(clean=12.5, adversarial=15.125, length=0.5)
 """
 
-import contextlib
 import math
 import statistics
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
@@ -23,6 +22,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 import torch
 from torch import Tensor, nn
 
+from fairseq_sam.analysis.evaluation_mode import evaluation_mode
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
 from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
 from fairseq_sam.samples import split_sentences
@@ -188,22 +188,3 @@ def summarise(risks: Sequence[SentenceRisk]) -> RiskSummary:
 def _estimate(values: Sequence[float]) -> Estimate:
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Estimate(statistics.fmean(values), error)
-
-
-@contextlib.contextmanager
-def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Context without dropout; every layer is afterwards in the mode it was in.
-
-    Recurrent layers are kept off cuDNN, whose backward pass wants training mode.
-    """
-    before = [(layer, layer.training) for module in modules for layer in module.modules()]
-    recurrent = any(isinstance(layer, nn.RNNBase) for layer, _ in before)
-    off_cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    try:
-        for module in modules:
-            module.eval()
-        with off_cudnn:
-            yield
-    finally:
-        for layer, training in before:
-            layer.training = training

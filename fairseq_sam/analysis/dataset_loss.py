@@ -1,0 +1,86 @@
+"""The mean loss over a data set as a function of the weights, with its gradient.
+
+What the analyses look at: L(w) = Σ_b loss_b(w) / Σ_b sample_size_b, in nats per unit of fairseq's
+normalisation (a token, or a sentence in classification), without dropout.
+
+Imports nothing of fairseq: a criterion returns (loss, sample_size, logging_output).
+"""
+
+import contextlib
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from fairseq_sam.analysis.evaluation_mode import evaluation_mode
+from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
+
+
+class DatasetLoss:
+    """L(w) of a model on fixed mini-batches.
+
+    Args:
+        model: a fairseq model; evaluated without dropout whatever mode it is in.
+        criterion: called as ``criterion(model, sample)``; its loss is a sum over the mini-batch.
+        samples: the mini-batches, all of which count.
+
+    Attributes:
+        names: of the weights.
+        weights: everything trained, the criterion's own last.
+    """
+
+    def __init__(
+        self, model: nn.Module, criterion: nn.Module, samples: Sequence[Dict[str, Any]]
+    ) -> None:
+        self.model = model
+        self.criterion = criterion
+        self.samples = samples
+        named = [
+            (name, weight)
+            for module in (model, criterion)
+            for name, weight in module.named_parameters()
+            if weight.requires_grad
+        ]
+        self.names: List[str] = [name for name, _ in named]
+        self.weights: List[Tensor] = [weight for _, weight in named]
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context without dropout."""
+        with evaluation_mode(self.model, self.criterion):
+            yield
+
+    def __call__(self) -> float:
+        """Returns L(w), in nats per unit."""
+        total, size = torch.zeros(()), 0.0
+        with self.evaluating(), torch.no_grad():
+            for sample in self.samples:
+                loss, sample_size, _ = self.criterion(self.model, sample)
+                total = total + loss.detach().double().cpu()
+                size += float(sample_size)
+        return float(total) / size
+
+    def losses(self) -> Iterator[Tuple[Tensor, float]]:
+        """Yields each mini-batch's summed loss, with its graph, and its sample size."""
+        with self.evaluating(), torch.enable_grad():
+            for sample in self.samples:
+                loss, sample_size, _ = self.criterion(self.model, sample)
+                yield loss, float(sample_size)
+
+    def gradient(self) -> Tuple[float, List[Optional[Tensor]]]:
+        """Returns L(w) and ∇L(w); ``p.grad`` is afterwards what it was.
+
+        Returns:
+            The loss, and one gradient a weight, None for a weight that takes no part.
+        """
+        earlier = take_gradients(self.weights)
+        try:
+            total, size = 0.0, 0.0
+            for loss, sample_size in self.losses():
+                loss.backward()
+                total += float(loss.detach().double())
+                size += sample_size
+            gradients = take_gradients(self.weights)
+        finally:
+            put_gradients(self.weights, earlier)
+        return total / size, [None if g is None else g / size for g in gradients]

@@ -1,0 +1,188 @@
+"""What subcommands that measure checkpoints on data have in common: arguments, loading, errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import count
+from fairseq_sam.reporting.json_file import write_json
+
+if TYPE_CHECKING:
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.trained_model import TrainedModel
+
+PLOT_SUFFIXES = (".pdf", ".png", ".svg")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that choose the criterion and the sentences."""
+    parser.add_argument(
+        "--criterion",
+        metavar="NAME",
+        help="criterion whose losses count (default: the one that the model was trained with)",
+    )
+    parser.add_argument(
+        "--subset", default="valid", help="split of the data (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-sentences", type=count, metavar="N", help="only N sentences, drawn at random"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of draws (default: %(default)s)")
+    parser.add_argument(
+        "--skip-invalid-size-inputs-valid-test",
+        dest="skip_too_long",
+        action="store_true",
+        help="leave out sentences that are too long for the model, instead of stopping",
+    )
+    parser.add_argument(
+        "--user-dir", metavar="DIR", help="more code of yours to load, as for fairseq-train"
+    )
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+
+
+def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that says how much is computed at a time."""
+    parser.add_argument(
+        "--max-tokens",
+        type=count,
+        default=4000,
+        metavar="N",
+        help="tokens in a mini-batch: memory, not the result (default: %(default)s)",
+    )
+
+
+def add_output_arguments(parser: argparse.ArgumentParser, plot: bool = True) -> None:
+    """Adds where figures and the plot go."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    if plot:
+        parser.add_argument(
+            "--out", type=Path, metavar="FILE", help="write a plot here: .pdf, .png or .svg"
+        )
+
+
+def check_output_arguments(args: argparse.Namespace) -> None:
+    """Refuses files that could not be written, before anything is computed.
+
+    Raises:
+        CommandError: naming the file.
+    """
+    for path in (args.json, getattr(args, "out", None)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise CommandError(f"{path}: its directory does not exist")
+    out = getattr(args, "out", None)
+    if out is not None and out.suffix not in PLOT_SUFFIXES:
+        raise CommandError(f"{out}: a plot's name ends in one of {', '.join(PLOT_SUFFIXES)}")
+
+
+def write_figures(figures: Dict[str, Any], path: Path) -> None:
+    """Writes ``--json``'s file.
+
+    Raises:
+        CommandError: it cannot be written.
+    """
+    try:
+        write_json(figures, path)
+    except OSError as error:
+        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def only_warnings() -> Iterator[None]:
+    """Keeps fairseq from telling how it loads a model; it may tell again afterwards."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def load_plugins(user_dir: Optional[str]) -> None:
+    """Imports fairseq with the plugin in it, and the user's own code.
+
+    Raises:
+        CommandError: there is no such directory.
+    """
+    import fairseq  # noqa: F401
+    from fairseq.utils import import_user_module
+
+    import fairseq_sam
+
+    fairseq_sam.register()
+    if user_dir is None:
+        return
+    if not os.path.isdir(user_dir):
+        raise CommandError(f"{user_dir}: no such directory")
+    import_user_module(argparse.Namespace(user_dir=user_dir))
+
+
+def load_dataset_loss(
+    args: argparse.Namespace, checkpoint: str, overrides: Optional[Dict[str, Any]] = None
+) -> Tuple[TrainedModel, DatasetLoss]:
+    """Loads a checkpoint and the mini-batches that the arguments choose, onto a GPU if any.
+
+    Args:
+        args: with ``data`` and what :func:`add_data_arguments` and :func:`add_batch_arguments` add.
+        checkpoint: fairseq's file.
+        overrides: flags of training to replace, by their names in the configuration.
+
+    Raises:
+        CommandError: something is missing, damaged, or does not fit.
+    """
+    import torch
+
+    from fairseq_sam import trained_model
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+
+    try:
+        with only_warnings():
+            trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
+            criterion = trained_model.build_criterion(trained, args.criterion)
+            if torch.cuda.is_available() and not args.cpu:
+                trained.model.cuda()
+                criterion.cuda()
+            samples = trained_model.mini_batches(
+                trained,
+                args.subset,
+                args.max_tokens,
+                args.max_sentences,
+                args.seed,
+                args.skip_too_long,
+            )
+    except trained_model.LoadError as error:
+        raise CommandError(str(error)) from error
+    return trained, DatasetLoss(trained.model, criterion, samples)
+
+
+@contextlib.contextmanager
+def explaining(checkpoint: str, data: str) -> Iterator[None]:
+    """Turns what models raise when the data does not fit them into one line.
+
+    Raises:
+        CommandError: in place of the model's error.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise CommandError(f"{checkpoint}: {error}") from error
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise CommandError(f"{data}: does not fit {checkpoint} ({reason})") from error
+
+
+def progress(steps: Iterable[Any], total: int, unit: str) -> List[Any]:
+    """Goes through all steps with a progress bar on stderr, and returns them."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
+    return list(
+        tqdm(steps, total=total, unit=unit, file=sys.stderr, delay=quiet, mininterval=quiet or 0.1)
+    )
