@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def preserve_float64(model: torch.nn.Module) -> ContextManager[Any]:
+def preserve_float64(model: Any) -> ContextManager[Any]:
     """Context in which ``dtype=torch.float32`` and ``.float()`` leave float64 tensors alone.
 
     Does nothing, and costs nothing, unless the model's first parameter is float64.

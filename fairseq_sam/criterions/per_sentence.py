@@ -70,10 +70,22 @@ class PerSentenceCriterion(FairseqCriterion):
             RuntimeError: The criterion called the model more or less than once.
             ValueError: :meth:`unreduced_losses` returned another number of rows than sentences.
         """
-        recorded = RecordedModel(model)
-        with preserve_float64(model):
-            # The stock loss is dropped at once, with its graph: only the logs are wanted.
-            sample_size, logging_output = self.forward(recorded, sample)[1:]
+        return self.one_pass(RecordedModel(model), sample, dtype)
+
+    def one_pass(
+        self, recorded: RecordedModel, sample: Dict[str, Any], dtype: Optional[torch.dtype] = None
+    ) -> PerSentenceLosses:
+        """:meth:`per_sentence_losses` of a model whose output is wanted as well.
+
+        Args:
+            recorded: not called yet; afterwards it holds the output.
+            sample: fairseq's mini-batch.
+            dtype: as in :meth:`per_sentence_losses`.
+        """
+        with preserve_float64(recorded):
+            # The stock loss is dropped at once, with its graph: only the logs are wanted. The
+            # class's forward: the instance's may be one that the seam has put there.
+            sample_size, logging_output = type(self).forward(self, recorded, sample)[1:]
             unreduced = self._checked_losses(recorded, sample)
         losses = sum_tokens_per_sentence(unreduced, dtype=dtype)
         return PerSentenceLosses(losses, sample_size, logging_output)
@@ -99,7 +111,7 @@ class PerSentenceCriterion(FairseqCriterion):
         recorded = RecordedModel(model, stop=True)
         with preserve_float64(model):
             with contextlib.suppress(ModelAnswered):
-                self.forward(recorded, sample)
+                type(self).forward(self, recorded, sample)
             unreduced = self._checked_losses(recorded, sample)
         return sum_tokens_per_sentence(unreduced, dtype=dtype)
 

@@ -53,6 +53,11 @@ def register_per_sentence(stock_name: str) -> Callable[[Criterion], Criterion]:
     return register
 
 
+def add_stand_in(name: str, stand_in: str) -> None:
+    """Says which per-sentence criterion has the losses of ``name`` without its regularisation."""
+    _stand_ins[name] = stand_in
+
+
 def per_sentence_name_of(criterion: Union[str, FairseqCriterion]) -> Optional[str]:
     """Names the per-sentence stand-in of a criterion, for error messages.
 

@@ -1,0 +1,227 @@
+"""FreeLB, R-Drop, R3F and SMART: from forward passes to the loss of each sentence.
+
+Written against :class:`Passes`, which knows how to run the model and how far two of its outputs lie
+apart, so that the same lines serve translation, classification and regression. What they return is
+one loss a sentence, attached to the graph, so that any weighting of sentences (δ-SAM) and any
+perturbation of the weights can sit on top.
+"""
+
+import contextlib
+from typing import Any, Callable, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from fairseq_sam.criterions.recording import RecordedModel
+from fairseq_sam.criterions.reductions import at_least_float32
+from fairseq_sam.criterions.regularisers.embeddings import Perturbation, perturbed_embeddings
+from fairseq_sam.perturbation.rng import RandomState
+
+
+class Passes:
+    """Forward passes of one mini-batch.
+
+    Args:
+        model: the model.
+        run: runs one pass of a recorded model and returns the losses ``[batch]``.
+        divergence: how far two recorded models' outputs lie apart: ``[batch]``, in nats (or squared
+            units in regression), summed over tokens; symmetric KL.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        run: Callable[[RecordedModel], Tensor],
+        divergence: Callable[[RecordedModel, RecordedModel], Tensor],
+    ) -> None:
+        self.model = model
+        self._run = run
+        self.divergence = divergence
+
+    def __call__(self, perturbation: Optional[Perturbation] = None) -> Tuple[Tensor, RecordedModel]:
+        """Runs a pass, with perturbed embeddings or as it is; returns losses and output."""
+        recorded = RecordedModel(self.model)
+        perturbed = (
+            contextlib.nullcontext()
+            if perturbation is None
+            else perturbed_embeddings(self.model, perturbation)
+        )
+        with perturbed:
+            return self._run(recorded), recorded
+
+    def random_state(self) -> RandomState:
+        """Returns the generators' state, for a later pass to have the same dropout masks."""
+        return RandomState(self.model.parameters())
+
+
+def r_drop(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
+    """R-Drop (Liang et al. 2021, Eqs. 1-3): two passes with dropout masks of their own.
+
+    (l(1) + l(2)) / 2 + α (KL(p‖q) + KL(q‖p)) / 2. The paper adds the two cross-entropies up; here
+    they are averaged, so that α = 0 is plain training: our α does what the paper's 2α does.
+
+    Args:
+        passes: of one mini-batch.
+        cfg: with the fields of :class:`~.settings.RDropConfig`.
+
+    Returns:
+        The loss of each sentence ``[batch]``, and the penalty in it, without a graph.
+    """
+    losses, first = passes()
+    more, second = passes()
+    penalty = 0.5 * cfg.r_drop_alpha * passes.divergence(first, second)
+    return 0.5 * (losses + more) + penalty, penalty.detach()
+
+
+def r3f(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
+    """R3F (Aghajanyan et al. 2020, Eq. 8): a second pass with noise on the embeddings.
+
+    l(x) + λ (KL(p‖q) + KL(q‖p)), z ~ U(−σ, σ) or N(0, σ²). Each pass has a dropout mask of its own.
+    Unlike fairseq's own, the gradient of the second pass reaches the embeddings.
+
+    Args:
+        passes: of one mini-batch.
+        cfg: with the fields of :class:`~.settings.R3FConfig`.
+
+    Returns:
+        As :func:`r_drop`.
+    """
+
+    def noise(embeddings: Tensor, mask: Tensor) -> Tensor:
+        if str(cfg.r3f_noise) == "normal":
+            return torch.randn_like(embeddings) * cfg.r3f_radius
+        return (torch.rand_like(embeddings) * 2 - 1) * cfg.r3f_radius
+
+    losses, clean = passes()
+    _, noisy = passes(noise)
+    penalty = cfg.r3f_lambda * passes.divergence(clean, noisy)
+    return losses + penalty, penalty.detach()
+
+
+def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
+    """SMART's smoothness-inducing adversarial regularisation (Jiang et al. 2020, Eqs. 1-2).
+
+    l(x) + λ_s max over ‖z‖∞ ≤ ε of (KL(p‖q) + KL(q‖p)); z starts at N(0, σ²) and climbs the
+    divergence by steps of η g / ‖g‖∞, the norm being each sentence's. The paper's other part, the
+    Bregman proximal point method, needs a second copy of the model and is not here.
+
+    Args:
+        passes: of one mini-batch.
+        cfg: with the fields of :class:`~.settings.SmartConfig`.
+
+    Returns:
+        As :func:`r_drop`.
+    """
+    losses, clean = passes()
+    moving = _Moving(
+        lambda embeddings, mask: torch.randn_like(embeddings) * cfg.smart_init,
+        _linf_step(cfg.smart_step_size, cfg.smart_radius),
+    )
+    for _ in range(cfg.smart_steps):
+        _, output = passes(moving)
+        moving.ascend(passes.divergence(clean, output).sum())
+    _, output = passes(moving)
+    penalty = cfg.smart_lambda * passes.divergence(clean, output)
+    return losses + penalty, penalty.detach()
+
+
+def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
+    """FreeLB (Zhu et al. 2020, Algorithm 1): the mean loss over an ascent in the embeddings.
+
+    mean over t = 0..K of l(x + z_t), z_0 ~ U(−ε, ε) / √n with n the sentence's number of entries,
+    z_t = Π(z_{t−1} + α g / ‖g‖), norms being each sentence's; the same dropout masks throughout
+    (their §3.3). Algorithm 1 counts passes, its K is ours plus one. All K + 1 graphs live until the
+    backward pass: memory for activations grows with K.
+
+    Args:
+        passes: of one mini-batch.
+        cfg: with the fields of :class:`~.settings.FreeLBConfig`.
+
+    Returns:
+        The loss of each sentence ``[batch]``, and how much it is above the first pass's.
+    """
+    steps, radius = cfg.free_lb_steps, cfg.free_lb_radius
+    size = 1.5 * radius / steps if cfg.free_lb_step_size is None else cfg.free_lb_step_size
+    step = _l2_step if str(cfg.free_lb_norm) == "l2" else _linf_step
+
+    # From a generator of its own, since the other passes draw masks only, and the same ones.
+    seed = int(torch.randint(2**62, ()))
+
+    def start(embeddings: Tensor, mask: Tensor) -> Tensor:
+        generator = torch.Generator(embeddings.device).manual_seed(seed)
+        uniform = torch.rand(embeddings.shape, generator=generator, device=embeddings.device)
+        entries = mask.flatten(1).sum(1).clamp(min=1) * embeddings.size(-1)
+        return (uniform * 2 - 1) * (radius / entries.to(uniform).sqrt())[:, None, None]
+
+    moving = _Moving(start, step(size, radius))
+    state = passes.random_state()
+    first, _ = passes(moving)
+    losses = total = first
+    for _ in range(steps):
+        moving.ascend(losses.sum())
+        state.restore()
+        losses, _ = passes(moving)
+        total = total + losses
+    mean = total / (steps + 1)
+    return mean, (mean - first).detach()
+
+
+METHODS: Dict[str, Callable[[Passes, Any], Tuple[Tensor, Tensor]]] = {
+    "free_lb": free_lb,
+    "r3f": r3f,
+    "r_drop": r_drop,
+    "smart": smart,
+}
+"""By the prefix of the criterion's registered name."""
+
+
+_Step = Callable[[Tensor, Tensor], Tensor]
+
+
+class _Moving:
+    """A perturbation of the embeddings that starts at random and climbs a loss.
+
+    Args:
+        start: makes the first perturbation.
+        step: from perturbation and gradient to the next perturbation.
+    """
+
+    def __init__(self, start: Perturbation, step: _Step) -> None:
+        self._start = start
+        self._step = step
+        self._value: Optional[Tensor] = None
+
+    def __call__(self, embeddings: Tensor, mask: Tensor) -> Tensor:
+        if self._value is None:
+            with torch.no_grad():
+                value = at_least_float32(self._start(embeddings.detach(), mask)) * mask
+            self._value = value.requires_grad_()
+        return self._value
+
+    def ascend(self, loss: Tensor) -> None:
+        """Moves one step up; the loss's graph can be used again."""
+        assert self._value is not None
+        (gradient,) = torch.autograd.grad(loss, self._value, retain_graph=True)
+        self._value = self._step(self._value.detach(), gradient).requires_grad_()
+
+
+def _per_sentence(values: Tensor) -> Tensor:
+    return values.clamp(min=torch.finfo(values.dtype).tiny)[:, None, None]
+
+
+def _l2_step(size: float, radius: float) -> _Step:
+    def step(value: Tensor, gradient: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+        value = value + size * gradient / _per_sentence(length)
+        length = torch.linalg.vector_norm(value.flatten(1), dim=1)
+        return value * (radius / _per_sentence(length)).clamp(max=1.0)
+
+    return step
+
+
+def _linf_step(size: float, radius: float) -> _Step:
+    def step(value: Tensor, gradient: Tensor) -> Tensor:
+        largest = gradient.abs().flatten(1).amax(1)
+        return (value + size * gradient / _per_sentence(largest)).clamp(-radius, radius)
+
+    return step

@@ -1,0 +1,157 @@
+"""Registers ``<regulariser>_<criterion>`` for every pair of the two."""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+
+import torch
+import torch.nn.functional as F
+from fairseq.criterions import (
+    CRITERION_DATACLASS_REGISTRY,
+    CRITERION_REGISTRY,
+    register_criterion,
+)
+from fairseq.logging import metrics
+from torch import Tensor
+
+from fairseq_sam.criterions import (  # noqa: F401  (what is regularised must be registered)
+    cross_entropy,
+    label_smoothed_cross_entropy,
+    sentence_prediction,
+)
+from fairseq_sam.criterions.float64 import preserve_float64
+from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
+from fairseq_sam.criterions.recording import RecordedModel
+from fairseq_sam.criterions.registration import PREFIX, add_stand_in
+from fairseq_sam.criterions.regularisers import settings
+from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
+from fairseq_sam.criterions.regularisers.methods import METHODS, Passes
+
+LN2 = 0.6931471805599453
+
+
+def _token_divergence(
+    criterion: Any, first: RecordedModel, second: RecordedModel, sample: Dict[str, Any]
+) -> Tensor:
+    """Of two outputs of a model that predicts tokens."""
+    both = [m.get_normalized_probs(m.net_output, log_probs=True) for m in (first, second)]
+    target = first.get_targets(sample, first.net_output)
+    mask = target.ne(criterion.padding_idx)
+    mask[:, : getattr(criterion, "ignore_prefix_size", 0)] = False
+    return symmetric_kl(both[0], both[1], mask)
+
+
+def _label_divergence(
+    criterion: Any, first: RecordedModel, second: RecordedModel, sample: Dict[str, Any]
+) -> Tensor:
+    """Of two outputs of a model that predicts a label or a number."""
+    logits = [m.net_output[0] for m in (first, second)]
+    if criterion.regression_target:
+        return squared_difference(*[each.float() for each in logits])
+    both = [F.log_softmax(each, dim=-1, dtype=torch.float32) for each in logits]
+    return symmetric_kl(*both)
+
+
+_Divergence = Callable[[Any, RecordedModel, RecordedModel, Dict[str, Any]], Tensor]
+
+DIVERGENCES: Dict[str, _Divergence] = {
+    "cross_entropy": _token_divergence,
+    "label_smoothed_cross_entropy": _token_divergence,
+    "sentence_prediction": _label_divergence,
+}
+"""What the regularisers go with, by the stock criterion's name."""
+
+_CONFIGS: Dict[str, Any] = {
+    "free_lb": settings.FreeLBConfig,
+    "r3f": settings.R3FConfig,
+    "r_drop": settings.RDropConfig,
+    "smart": settings.SmartConfig,
+}
+
+
+class RegularisedCriterion(PerSentenceCriterion):
+    """Mixin in front of a per-sentence criterion: regularised in training, itself otherwise.
+
+    The logged ``loss`` is what is trained on; ``penalty`` is the regulariser's share of it (bits,
+    per unit of the loss), ``nll_loss`` and what else the criterion logs are the first pass's.
+    """
+
+    regulariser: str
+    stock_name: str
+    cfg: Any
+
+    @classmethod
+    def build_criterion(cls, cfg: Any, task: Any) -> Any:
+        """Builds the criterion, after a look at its flags."""
+        settings.check(cfg)
+        criterion = super().build_criterion(cfg, task)
+        criterion.cfg = cfg
+        return criterion
+
+    def forward(self, model: Any, sample: Dict[str, Any], reduce: bool = True) -> Any:
+        """As the stock criterion's; in training, of the regularised loss."""
+        if isinstance(model, RecordedModel) or not self._is_active():
+            return super().forward(model, sample, reduce)
+        losses, sample_size, logging_output = self.per_sentence_losses(model, sample)
+        return losses.sum(), sample_size, logging_output
+
+    def per_sentence_losses(
+        self, model: Any, sample: Dict[str, Any], dtype: Optional[torch.dtype] = None
+    ) -> PerSentenceLosses:
+        """As :meth:`PerSentenceCriterion.per_sentence_losses`; in training, regularised.
+
+        Raises:
+            RuntimeError: the regulariser perturbs embeddings and the model has none.
+        """
+        if not self._is_active():
+            return super().per_sentence_losses(model, sample, dtype)
+        seen: List[PerSentenceLosses] = []
+
+        def run(recorded: RecordedModel) -> Tensor:
+            seen.append(self.one_pass(recorded, sample, dtype))
+            return seen[-1].losses
+
+        def divergence(first: RecordedModel, second: RecordedModel) -> Tensor:
+            with preserve_float64(model):
+                return DIVERGENCES[self.stock_name](self, first, second, sample)
+
+        losses, penalty = METHODS[self.regulariser](Passes(model, run, divergence), self.cfg)
+        logging_output = dict(seen[0].logging_output)
+        logging_output.update(loss=losses.detach().sum(), penalty=penalty.sum())
+        return PerSentenceLosses(losses, seen[0].sample_size, logging_output)
+
+    def _is_active(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
+        """Logs the stock criterion's metrics and the penalty."""
+        super().reduce_metrics(logging_outputs)
+        size = sum(log.get("sample_size", 0) for log in logging_outputs)
+        if size and any("penalty" in log for log in logging_outputs):
+            total = sum(log.get("penalty", 0) for log in logging_outputs)
+            metrics.log_scalar("penalty", total / size / LN2, size, round=3)
+
+
+def _register(regulariser: str, stock_name: str) -> Tuple[str, Type[RegularisedCriterion]]:
+    base = CRITERION_REGISTRY[PREFIX + stock_name]
+    name = f"{regulariser}_{stock_name}"
+    config: Any = dataclass(
+        type(
+            f"{name}_config",
+            (_CONFIGS[regulariser], CRITERION_DATACLASS_REGISTRY[stock_name]),
+            {"__module__": __name__},
+        )
+    )
+    cls = type(
+        f"{name}_criterion",
+        (RegularisedCriterion, base),
+        {"regulariser": regulariser, "stock_name": stock_name, "__module__": __name__},
+    )
+    register_criterion(name, dataclass=config)(cls)
+    cls.__name__ = base.__name__  # so that a run can be continued with it, and without it
+    add_stand_in(name, PREFIX + stock_name)
+    return name, cls
+
+
+REGISTERED = dict(_register(method, stock) for method in METHODS for stock in DIVERGENCES)
+"""The registered classes by name."""
