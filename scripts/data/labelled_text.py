@@ -1,0 +1,174 @@
+#!/usr/bin/env python3
+"""Brings movie reviews into {train,valid,test}.{input0,label}, tokenised and lower-cased.
+
+Two data sets are understood. IMDB (Maas et al. 2011): a folder with {train,test}/{pos,neg}/*.txt,
+or its .tar.gz as published; a tenth of the training reviews, drawn with a fixed seed, is kept for
+validation. MR (Pang and Lee 2005): a folder with one tokenised sentence a line in {pos,neg} or
+rt-polarity.{pos,neg}, plain or .gz; ten folds as in Kim (2014): one is the test set, a tenth of the
+others the validation set.
+
+Example:
+    labelled_text.py --data aclImdb_v1.tar.gz --out text
+    labelled_text.py --data mr --fold 1 --out text/fold1
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import random
+import re
+import sys
+import tarfile
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+
+from moses_text import TextStyle, tokenize
+
+CLASSES = ("neg", "pos")
+FOLDS = 10
+Example = Tuple[str, str]
+_REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
+_TAG = re.compile(r"<[^>]+>")
+
+
+class CorpusError(Exception):
+    """A corpus that cannot be used; the message is one line that names the file."""
+
+
+def read_imdb(data: Path) -> Dict[str, List[Example]]:
+    """Returns the reviews and labels of ``train`` and ``test``, in the order of their names."""
+    named = sorted(_archived(data) if data.is_file() else _unpacked(data))
+    splits: Dict[str, List[Example]] = {"train": [], "test": []}
+    for split, name, text in named:
+        splits[split].append((text, name.split("/")[0]))
+    for split, examples in splits.items():
+        if not examples:
+            raise CorpusError(f"{data}: no reviews in {split}/pos and {split}/neg")
+    return splits
+
+
+def _archived(path: Path) -> Iterator[Tuple[str, str, str]]:
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                found = _REVIEW.search(member.name)
+                file = archive.extractfile(member) if found and member.isfile() else None
+                if found and file:
+                    name = f"{found.group(2)}/{member.name.rsplit('/', 1)[1]}"
+                    yield found.group(1), name, file.read().decode("utf-8")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise CorpusError(f"{path}: damaged, or not a tar archive ({error})") from error
+
+
+def _unpacked(root: Path) -> Iterator[Tuple[str, str, str]]:
+    for split in ("train", "test"):
+        for name in CLASSES:
+            for path in root.glob(f"{split}/{name}/*.txt"):
+                yield split, f"{name}/{path.name}", path.read_text(encoding="utf-8")
+
+
+def read_sentences(root: Path) -> List[Example]:
+    """Returns the sentences of MR and their labels, each once, in the files' order."""
+    examples: Dict[str, str] = {}
+    for name in CLASSES:
+        for line in _lines(root, name):
+            if line.strip():
+                examples.setdefault(line.strip(), name)
+    return list(examples.items())
+
+
+def _lines(root: Path, name: str) -> List[str]:
+    for stem in (name, f"rt-polarity.{name}"):
+        plain, packed = root / stem, root / f"{stem}.gz"
+        if plain.is_file() or packed.is_file():
+            content = (
+                plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+            )
+            try:
+                return content.decode("utf-8").split("\n")
+            except UnicodeDecodeError:  # the files as their authors publish them
+                return content.decode("latin-1").split("\n")
+    raise CorpusError(f"{root}: neither {name} nor rt-polarity.{name} is there, nor packed ones")
+
+
+def keep_apart(examples: Sequence[Example], seed: int) -> Tuple[List[Example], List[Example]]:
+    """Returns the examples without a tenth, and that tenth, both shuffled."""
+    shuffled = list(examples)
+    random.Random(seed).shuffle(shuffled)
+    size = max(1, len(shuffled) // FOLDS)
+    return shuffled[size:], shuffled[:size]
+
+
+def choose_fold(examples: Sequence[Example], fold: int) -> Dict[str, List[Example]]:
+    """Returns the sets of a fold, 1 to 10; the test sets of all folds are the whole data."""
+    shuffled = list(examples)
+    random.Random(1).shuffle(shuffled)
+    test = shuffled[fold - 1 :: FOLDS]
+    rest = [e for i, e in enumerate(shuffled) if i % FOLDS != fold - 1]
+    train, valid = keep_apart(rest, fold)
+    return {"train": train, "valid": valid, "test": test}
+
+
+def clean_review(text: str, longest: int) -> str:
+    """Tokenises a review and cuts it; only as much as is kept is looked at.
+
+    Example: clean_review("Great!<br />Wow.", 4) is "great ! wow .".
+    """
+    words = _TAG.sub(" ", text).split()[:longest]
+    return " ".join(tokenize(" ".join(words), "en", TextStyle()).split()[:longest])
+
+
+def write(examples: Sequence[Example], prefix: Path, clean: Callable[[str], str]) -> None:
+    """Writes PREFIX.input0 and PREFIX.label."""
+    texts = [clean(text) for text, _ in examples]
+    for suffix, lines in ((".input0", texts), (".label", [label for _, label in examples])):
+        content = "".join(f"{line}\n" for line in lines)
+        prefix.with_name(prefix.name + suffix).write_text(content, encoding="utf-8", newline="\n")
+
+
+def sets_of(args: argparse.Namespace) -> Tuple[Dict[str, List[Example]], Callable[[str], str]]:
+    """Returns the three sets, and what cleans their texts."""
+    if args.fold is not None:
+        return choose_fold(read_sentences(args.data), args.fold), lambda text: text
+    splits = read_imdb(args.data)
+    train, valid = keep_apart(splits["train"], 1)
+    random.Random(2).shuffle(splits["test"])
+    sets = {"train": train, "valid": valid, "test": splits["test"]}
+    return sets, lambda text: clean_review(text, args.longest)
+
+
+def _from_1_to_10(text: str) -> int:
+    if not (text.isdigit() and 1 <= int(text) <= FOLDS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fold, 1 to {FOLDS}")
+    return int(text)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Reads and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder, or IMDB's archive")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--fold", type=_from_1_to_10, help="MR: which of its ten folds")
+    parser.add_argument("--longest", type=int, default=200, help="words of a review (default: 200)")
+    parser.add_argument(
+        "--limit", type=int, nargs=2, metavar=("N", "M"), help="only N examples to train, M others"
+    )
+    args = parser.parse_args(argv)
+    try:
+        sets, clean = sets_of(args)
+        args.out.mkdir(parents=True, exist_ok=True)
+        for name, examples in sets.items():
+            size = args.limit[name != "train"] if args.limit else None
+            write(examples[:size], args.out / name, clean)
+    except (CorpusError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    print(", ".join(f"{name} {len(examples)}" for name, examples in sets.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Scores a model's predictions on a split, and against a baseline's by paired bootstrap.
+
+Accuracy, F1 (of the class "1", or of the second one) and Matthews correlation of classification,
+Pearson's and Spearman's correlation of regression, in percent, computed by scikit-learn and scipy;
+or the perplexity of a language model, per token with ends of sentences. Predictions go to
+"hypothesis" beside the scores, one line of prediction and target for each example.
+
+Example:
+    predictions.py --checkpoint checkpoint_best.pt --data bin --subset test --metrics accuracy \
+        --output scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+import numpy as np
+from translations import RESAMPLES, ScoringError, write_whole
+
+Values = Any  # numpy arrays of one number an example
+
+
+def _accuracy(predictions: Values, targets: Values) -> float:
+    return float((predictions == targets).mean())
+
+
+def _f1(predictions: Values, targets: Values) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(targets, predictions, zero_division=0))
+
+
+def _matthews(predictions: Values, targets: Values) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(targets, predictions))
+
+
+def _pearson(predictions: Values, targets: Values) -> float:
+    from scipy.stats import pearsonr
+
+    return _defined(pearsonr(predictions, targets)[0])
+
+
+def _spearman(predictions: Values, targets: Values) -> float:
+    from scipy.stats import spearmanr
+
+    return _defined(spearmanr(predictions, targets)[0])
+
+
+def _defined(value: float) -> float:
+    """A model that predicts one number for everything has no correlation with anything."""
+    return 0.0 if math.isnan(value) else float(value)
+
+
+METRICS: Dict[str, Tuple[str, Callable[[Values, Values], float]]] = {
+    "accuracy": ("Accuracy", _accuracy),
+    "f1": ("F1", _f1),
+    "matthews": ("Matthews", _matthews),
+    "pearson": ("Pearson", _pearson),
+    "spearman": ("Spearman", _spearman),
+}
+"""By the name in --metrics: the name in reports, and the function."""
+
+
+def paired_bootstrap(
+    metric: Callable[[Values, Values], float],
+    system: Values,
+    baseline: Values,
+    targets: Values,
+    resamples: int = RESAMPLES,
+    seed: int = 12345,
+) -> float:
+    """Returns the two-sided p-value of a difference, by resampling the examples.
+
+    The share of resamples whose difference is farther from the mean difference of all resamples
+    than the observed difference is from 0, as in sacreBLEU (Riezler and Maxwell 2005).
+    """
+    generator = np.random.default_rng(seed)
+    differences = []
+    for _ in range(resamples):
+        chosen = generator.integers(len(targets), size=len(targets))
+        differences.append(
+            metric(system[chosen], targets[chosen]) - metric(baseline[chosen], targets[chosen])
+        )
+    observed = abs(metric(system, targets) - metric(baseline, targets))
+    beyond = np.abs(np.array(differences) - np.mean(differences)) >= observed
+    return float((beyond.sum() + 1) / (resamples + 1))
+
+
+def predict(trained: Any, criterion: Any, samples: List[Dict[str, Any]]) -> Tuple[Values, Values]:
+    """Returns a model's predictions and the targets, in the order of the data."""
+    import torch
+
+    rows: List[Tuple[int, float, float]] = []
+    with torch.no_grad():
+        for sample in samples:
+            logits = trained.model(
+                **sample["net_input"],
+                features_only=True,
+                classification_head_name=criterion.classification_head_name,
+            )[0]
+            found = logits.view(-1) if criterion.regression_target else logits.argmax(1)
+            columns = (sample["id"], found, sample["target"].view(-1))
+            rows += zip(*(column.tolist() for column in columns))
+    rows.sort()
+    return np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+
+
+def read_predictions(path: Path, targets: Values) -> Values:
+    """Returns the predictions that an earlier run wrote.
+
+    Raises:
+        ScoringError: they are of other examples.
+    """
+    pairs = np.array([line.split() for line in path.read_text(encoding="utf-8").splitlines()])
+    if pairs.shape != (len(targets), 2) or not np.array_equal(pairs[:, 1].astype(float), targets):
+        raise ScoringError(f"{path}: predictions of other examples")
+    return pairs[:, 0].astype(float)
+
+
+def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
+    """Returns the scores as records, and writes the predictions."""
+    import fairseq  # noqa: F401
+
+    import fairseq_sam
+    from fairseq_sam import trained_model
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+
+    fairseq_sam.register()
+    trained = trained_model.load_trained_model(str(args.checkpoint), str(args.data))
+    names = args.metrics.split(",")
+    wanted = "cross_entropy" if names == ["perplexity"] else None
+    criterion = trained_model.build_criterion(trained, wanted)
+    samples = trained_model.mini_batches(trained, args.subset, args.max_tokens)
+    if names == ["perplexity"]:
+        loss = DatasetLoss(trained.model, criterion, samples)()
+        write_whole(args.output.with_name("hypothesis"), f"{loss}\n")
+        return [
+            {"name": "Perplexity", "score": math.exp(loss), "signature": "per token, with </s>"}
+        ]
+    predictions, targets = predict(trained, criterion, samples)
+    pairs = zip(predictions.tolist(), targets.tolist())
+    write_whole(args.output.with_name("hypothesis"), "".join(f"{p:g} {t:g}\n" for p, t in pairs))
+    baseline = read_predictions(args.baseline, targets) if args.baseline else None
+    records = []
+    for name in names:
+        title, metric = METRICS[name]
+        records.append({"name": title, "score": 100 * metric(predictions, targets)})
+        if baseline is not None:
+            records[-1]["p_value"] = paired_bootstrap(metric, predictions, baseline, targets)
+    return records
+
+
+def _metrics(text: str) -> str:
+    unknown = [name for name in text.split(",") if name not in METRICS]
+    if unknown and text != "perplexity":
+        known = ", ".join(METRICS)
+        raise argparse.ArgumentTypeError(f"{text!r}: of {known} by comma, or perplexity alone")
+    return text
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Scores and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="binarised data")
+    parser.add_argument("--subset", default="test", help="split (default: test)")
+    parser.add_argument("--metrics", type=_metrics, default="accuracy", metavar="LIST")
+    parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
+    parser.add_argument("--max-tokens", type=int, default=4000, help="of a mini-batch")
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args(argv)
+    from fairseq_sam.trained_model import LoadError
+
+    try:
+        records = score(args)
+        write_whole(args.output, json.dumps(records, indent=1) + "\n")
+    except (ScoringError, LoadError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
