@@ -74,8 +74,9 @@ def order_then_grid(lowest: int, highest: int, margin: float = 0.01, width: int 
         batch = [r for r in (radius(digit, exponent) for digit in GRID) if r not in costs]
         costs.update((yield batch))
         best = best_radius(costs)
-        inside = best is None or best > radius(1, exponent)
-        if inside or (exponent < bearable and costs[best] >= costs[BASELINE]):
+        if best is None or best > radius(1, exponent):
+            break
+        if exponent < bearable and costs[best] >= costs[BASELINE]:
             break
     return _remark(costs, lowest, highest)
 

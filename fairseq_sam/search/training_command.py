@@ -8,13 +8,11 @@ from typing import Collection, List, Optional, Sequence, Tuple
 
 from fairseq_sam.search.errors import MisuseError
 
-_SET_FOR_EACH_RUN = "the search sets it for each run"
 _STARTS_OVER = "a run that goes on after an interruption would obey it again"
 _SHARED = "all runs would write there"
 _NOT_ALLOWED = {
     "--sam-rho": "it is what is searched for",
-    "--save-dir": _SET_FOR_EACH_RUN,
-    "--log-format": _SET_FOR_EACH_RUN,
+    "--save-dir": "each run gets its own",
     "--log-file": _SHARED,
     "--tensorboard-logdir": _SHARED,
     "--restore-file": f"{_STARTS_OVER} (--start-from of fairseq-sam search is for this)",
@@ -50,7 +48,10 @@ class TrainingCommand:
         return [*self.arguments, "--sam-rho", f"{rho:g}"]
 
     def of_run(self, rho: float, seed: Optional[int], save_dir: Path) -> List[str]:
-        """Returns all arguments of one run; ``seed`` None is the command's own."""
+        """Returns all arguments of one run; ``seed`` None is the command's own.
+
+        Of a flag that is given twice the last counts: the search reads the log, so it must be JSON.
+        """
         seeded = [] if seed is None else ["--seed", str(seed)]
         log = ["--log-format", "json", "--no-progress-bar"]
         return [*self.with_radius(rho), *seeded, *log, "--save-dir", str(save_dir)]

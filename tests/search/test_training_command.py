@@ -39,14 +39,19 @@ class TestReads:
         assert "--seed" not in arguments
         assert float(arguments[arguments.index("--sam-rho") + 1]) == 2e-4
         assert arguments[-2:] == ["--save-dir", "out/rho"]
+        assert read(*GOOD, "--log-format", "none").of_run(0.0, None, Path("x"))[-5:-2] == [
+            *("--log-format", "json", "--no-progress-bar"),
+        ]
         assert "--seed 5" in " ".join(command.of_run(2e-4, 5, Path("out/rho")))
 
 
 class TestRefuses:
     @pytest.mark.parametrize(
         "flag",
-        ["--sam-rho", "--save-dir", "--log-format", "--restore-file", "--log-file"]
-        + ["--tensorboard-logdir", "--reset-optimizer", "--disable-validation"],
+        [
+            *("--sam-rho", "--save-dir", "--restore-file", "--log-file", "--tensorboard-logdir"),
+            *("--reset-optimizer", "--disable-validation"),
+        ],
     )
     @pytest.mark.parametrize("form", ["{} x", "{}=x"])
     def test_what_it_sets_itself(self, flag, form):
@@ -60,7 +65,7 @@ class TestRefuses:
             read("data", "--optimizer", optimizer, "--max-epoch", "1")
 
     def test_no_optimizer(self):
-        with pytest.raises(MisuseError, match="--optimizer .* is missing"):
+        with pytest.raises(MisuseError, match=r"--optimizer .* is missing"):
             read("data", "--max-epoch", "1")
 
     def test_no_end(self):
@@ -69,5 +74,5 @@ class TestRefuses:
 
     def test_two_sources_of_seeds(self):
         assert read(*GOOD, "--seed", "1").arguments[-4:-2] == ("--seed", "1")
-        with pytest.raises(MisuseError, match="--seed .*--seeds"):
+        with pytest.raises(MisuseError, match=r"--seed .*--seeds"):
             read(*GOOD, "--seed", "1", seeds_given=True)
