@@ -94,7 +94,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--parallel", type=_count, metavar="N",
         help="runs at once (default: as many as the GPUs are for; 1 without a GPU)")
     add("--gpus-per-run", type=_count, default=1, metavar="N",
-        help="GPUs of each run (default: %(default)s)")
+        help="GPUs of each run: as many as the command is meant for, because its batch grows with "
+             "them (default: %(default)s)")
     add("--start-from", type=Path, metavar="FILE",
         help="the checkpoint that every run begins with, copied as its checkpoint_last.pt")
     # fmt: on

@@ -45,7 +45,7 @@ def locked(directory: Path) -> Iterator[int]:
     descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         os.close(descriptor)
         raise BusyError(
             f"{directory}: a search is at work there, or training that one has left behind"

@@ -34,7 +34,7 @@ from fairseq_sam.search.trials import (
 
 # What the script fairseq-train does, under this interpreter.
 TRAINER = (sys.executable, "-c", "from fairseq_cli.train import cli_main; cli_main()")
-POLL_SECONDS = 0.3
+POLL_SECONDS = 0.5
 GRACE_SECONDS = 10.0
 
 
@@ -175,9 +175,12 @@ class TrialRunner:
 
     def _failed(self, trial: Trial, status: int) -> Result:
         log = self.directory / trial.name / LOG_NAME
-        last = _last_line(log)
-        if last.startswith("FloatingPointError") and not trial.is_baseline:
-            return Result(DIVERGED, *self._reached(trial), last[:200])
+        lines = _last_lines(log)
+        # fairseq's word for gradients and loss scales that ran away; warnings may come after it.
+        runaway = [line for line in lines if line.startswith("FloatingPointError")]
+        if runaway and not trial.is_baseline:
+            return Result(DIVERGED, *self._reached(trial), runaway[-1][:200])
+        last = (runaway or lines or ["it printed nothing"])[-1]
         raise TrialError(f"{log}: fairseq-train ended with status {status}: {last[:300]}")
 
     def _hopeless(self, trial: Trial) -> Optional[str]:
@@ -198,7 +201,12 @@ class TrialRunner:
         return f"{result.status} ({result.reason})"
 
 
-def _last_line(log: Path) -> str:
-    """Returns the last line that is not empty: the message of a traceback."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "(it printed nothing)")
+def _last_lines(log: Path, count: int = 40) -> List[str]:
+    """Returns the last lines that are not empty; the message of a traceback is among them.
+
+    What Python reports while it shuts down ("Exception ignored in …") is left out.
+    """
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()][-count:]
+    ignored = (i for i, line in enumerate(lines) if line.startswith("Exception ignored in"))
+    return lines[: next(ignored, len(lines))]

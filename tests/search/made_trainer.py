@@ -12,6 +12,11 @@ import os
 import sys
 import time
 
+DIVERGED = """FloatingPointError: Minimum loss scale reached (0.0001).
+UserWarning: resource_tracker: There appear to be leaked semaphore objects
+Exception ignored in: <function __del__>
+AttributeError: no attribute"""
+
 
 def parse():
     parser = argparse.ArgumentParser()
@@ -45,7 +50,7 @@ def main():
     for epoch in range(done + 1, args.max_epoch + 1):
         time.sleep(args.pause)
         if args.sam_rho > args.diverge_above:
-            sys.exit("FloatingPointError: Minimum loss scale reached (0.0001).")
+            sys.exit(DIVERGED)
         loss = final + 4 * (args.max_epoch - epoch)
         values = {"loss": loss, "accuracy": 100 - loss, "num_updates": 10 * epoch}
         record = {f"valid_{key}": f"{value:.5f}" for key, value in values.items()}
