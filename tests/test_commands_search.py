@@ -340,8 +340,8 @@ class TestFairseq:
     def test_end_to_end(self, corpus, tmp_path, capsys):
         found = tmp_path / "found.json"
         flags = split(corpus, TRANSLATION, TRAINING, self.FLAGS)
-        options = ["--json", found, "--lowest", "0.1", "--highest", "0.1", "--max-runs", "2"]
-        options += ["--out", tmp_path / "out"]
+        options = ["--json", found, "--lowest", "0.1", "--highest", "0.1", "--max-runs", 2]
+        options += ["--out", tmp_path / "out", "--parallel", 2]
         assert main(["search", *map(str, options), "--", *flags]) == 0
         figures = json.loads(found.read_text())
         assert figures["rho"] == 0.1
