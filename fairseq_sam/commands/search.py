@@ -1,0 +1,274 @@
+"""``fairseq-sam search``: the radius for a ``fairseq-train`` command."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import shlex
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, List, Optional
+
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.user_dir import package_dir
+
+if TYPE_CHECKING:
+    from fairseq_sam.search.conduct import Plan
+    from fairseq_sam.search.summary import Summary
+    from fairseq_sam.search.training_command import TrainingCommand
+
+_EPILOG = """\
+examples:
+  fairseq-sam search --out runs/search -- data-bin --optimizer ga_sam \\
+      --arch transformer_iwslt_de_en --lr 5e-4 --max-tokens 4096 --max-epoch 30
+  fairseq-sam search --out runs/search --dry-run -- data-bin --optimizer sam --max-epoch 5
+  fairseq-sam search --out runs/search --seeds 1,2,3 --json found.json -- data-bin \\
+      --optimizer sam --max-epoch 10 --best-checkpoint-metric accuracy \\
+      --maximize-best-checkpoint-metric
+
+What comes after -- is for fairseq-train, without --sam-rho and --save-dir. First a run without
+perturbation; then the order of magnitude, by bisection over powers of ten for the largest that
+does no harm; then 1, 2, 5 and 8 times it, and the decade below if the smallest of them is the
+best. Radii are compared by the best value of --best-checkpoint-metric on validation data.
+
+Each run has a directory in DIR with its train.log and fairseq's checkpoints. After an interruption
+the same command goes on from them. Where nothing is perturbed until --sam-start-epoch, --start-from
+saves training these epochs again and again.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this subcommand's parser."""
+    parser = subparsers.add_parser(
+        "search",
+        help="find the radius (--sam-rho) for a training command",
+        description="Finds the radius for a fairseq-train command on its validation data.",
+        usage="fairseq-sam search --out DIR [options] -- DATA --optimizer NAME …",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "arguments", nargs="+", metavar="ARGUMENT", help="the arguments of fairseq-train, after --"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs go")
+    _add_range_arguments(parser)
+    _add_run_arguments(parser)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument(
+        "--out-plot", type=Path, metavar="FILE", help="the plot (default: DIR/search.png)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the first training commands and do nothing"
+    )
+    parser.set_defaults(run=run, misuse=parser.error)
+
+
+def _add_range_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    # fmt: off
+    add("--lowest", type=_power_of_ten, default=-6, metavar="RHO",
+        help="the least power of ten to try (default: 1e-6)")
+    add("--highest", type=_power_of_ten, default=1, metavar="RHO",
+        help="the greatest power of ten to try (default: 10)")
+    add("--margin", type=_share, default=0.01, metavar="SHARE",
+        help="a power of ten does harm if it is worse than no perturbation by more than this share "
+             "of its value; above the noise between runs (default: %(default)s)")
+    add("--max-runs", type=_count, metavar="N", help="train no more than N times")
+    add("--seeds", type=_seeds, metavar="N,N…",
+        help="train each radius with each of these seeds, and compare the means")
+    # fmt: on
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    # fmt: off
+    add("--stop-margin", type=_share, default=0.1, metavar="SHARE",
+        help="give up a run that is worse than the run without perturbation was after as many "
+             "updates, by more than this share (default: %(default)s)…")
+    add("--stop-after", type=_count, default=3, metavar="N",
+        help="…at N validations in a row (default: %(default)s); one that is not a number is "
+             "enough")
+    add("--parallel", type=_count, metavar="N",
+        help="runs at once (default: as many as the GPUs are for; 1 without a GPU)")
+    add("--gpus-per-run", type=_count, default=1, metavar="N",
+        help="GPUs of each run: as many as the command is meant for, because its batch grows with "
+             "them (default: %(default)s)")
+    add("--start-from", type=Path, metavar="FILE",
+        help="the checkpoint that every run begins with, copied as its checkpoint_last.pt")
+    # fmt: on
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, prints, writes."""
+    command = _training_command(args)
+    _check_arguments(args)
+    from fairseq_sam.search.conduct import conduct
+    from fairseq_sam.search.errors import SearchError
+
+    if args.dry_run:
+        return _print_commands(args, command)
+    try:
+        with _termination_interrupts():
+            summary = conduct(_plan(args), command, _slots(args, command), _tell)
+            _show(args, summary)
+    except SearchError as error:
+        raise CommandError(str(error)) from error
+    except OSError as error:
+        raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
+    except KeyboardInterrupt:
+        print("fairseq-sam search: stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _training_command(args: argparse.Namespace) -> TrainingCommand:
+    from fairseq_sam.perturbation.settings import METHODS
+    from fairseq_sam.search.errors import MisuseError
+    from fairseq_sam.search.training_command import read_training_command
+
+    try:
+        return read_training_command(
+            args.arguments, METHODS, package_dir(), seeds_given=args.seeds is not None
+        )
+    except MisuseError as error:
+        args.misuse(str(error))
+        raise
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if args.lowest > args.highest:
+        low, high = f"1e{args.lowest}", f"1e{args.highest}"
+        args.misuse(f"argument --lowest: {low} is above --highest {high}")
+    if args.max_runs is not None and args.max_runs < 2 * len(args.seeds or [None]):
+        args.misuse(
+            f"argument --max-runs: {args.max_runs} is too few: the run without perturbation and one"
+            " with, for each seed"
+        )
+    if args.start_from is not None and not args.start_from.is_file():
+        args.misuse(f"argument --start-from: {args.start_from} is not a file")
+    for flag, path in (("--json", args.json), ("--out-plot", args.out_plot)):
+        inside = path is not None and path.absolute().parent == args.out.absolute()
+        if path is not None and not inside and not path.absolute().parent.is_dir():
+            args.misuse(f"argument {flag}: the directory of {path} does not exist")
+    if args.out_plot is not None:
+        _check_plot(args)
+
+
+def _check_plot(args: argparse.Namespace) -> None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CommandError(
+            f"--out-plot needs matplotlib ({error}): pip install matplotlib"
+        ) from error
+    known = Figure().canvas.get_supported_filetypes()
+    if args.out_plot.suffix[1:] not in known:
+        args.misuse(
+            f"argument --out-plot: {args.out_plot} should end in one of "
+            + ", ".join(f".{suffix}" for suffix in sorted(known))
+        )
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    from fairseq_sam.search.conduct import Plan
+    from fairseq_sam.search.trials import StopRule
+
+    return Plan(
+        directory=args.out,
+        lowest=args.lowest,
+        highest=args.highest,
+        margin=args.margin,
+        seeds=args.seeds or [None],
+        max_runs=args.max_runs,
+        rule=StopRule(args.stop_margin, args.stop_after),
+        start_from=args.start_from,
+    )
+
+
+def _slots(args: argparse.Namespace, command: TrainingCommand) -> List[Optional[str]]:
+    from fairseq_sam.search.slots import gpu_slots, visible_gpus
+
+    gpus = [] if command.on_cpu else visible_gpus()
+    if gpus and args.gpus_per_run > len(gpus):
+        args.misuse(f"argument --gpus-per-run: {args.gpus_per_run}, but there are {len(gpus)} GPUs")
+    return gpu_slots(gpus, args.gpus_per_run, args.parallel)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
+    """Prints what would be trained first: the baseline and the middle of the range."""
+    from fairseq_sam.search.conduct import first_commands
+
+    for arguments in first_commands(_plan(args), command):
+        print(shlex.join(["fairseq-train", *arguments]))
+    return 0
+
+
+def _show(args: argparse.Namespace, summary: Summary) -> None:
+    from fairseq_sam.search.files import write_text
+    from fairseq_sam.search.plot import write_plot
+    from fairseq_sam.search.summary import as_json, markdown
+
+    table = markdown(summary)
+    print(table, end="")
+    write_text(args.out / "search.md", table)
+    if args.json is not None:
+        write_text(args.json, json.dumps(as_json(summary), indent=2) + "\n")
+    try:
+        write_plot(summary, args.out_plot or args.out / "search.png")
+    except ImportError as error:
+        print(f"no plot, since matplotlib is missing ({error})", file=sys.stderr)
+    if summary.best is not None:
+        print()
+        arguments = summary.command.with_radius(summary.best.rho)
+        print(shlex.join(["fairseq-train", *arguments]))
+
+
+@contextlib.contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """Lets SIGTERM end the search in good order too, as Ctrl-C does."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _power_of_ten(text: str) -> int:
+    try:
+        exponent = math.log10(float(text))
+    except ValueError:
+        exponent = math.nan
+    if not (math.isfinite(exponent) and float(text) == float(f"1e{round(exponent)}")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a power of ten, such as 1e-6")
+    return round(exponent)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _seeds(text: str) -> List[int]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds, such as 1,2")
+    return [int(part) for part in parts]

@@ -1,0 +1,117 @@
+"""A search from its beginning, or from where it was interrupted, to its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Dict, List, Optional, Sequence
+
+from fairseq_sam.search.errors import SearchError
+from fairseq_sam.search.files import locked, write_text
+from fairseq_sam.search.runner import TrialRunner
+from fairseq_sam.search.strategy import Strategy, follow, order_then_grid
+from fairseq_sam.search.summary import Summary, rows_of
+from fairseq_sam.search.training_command import TrainingCommand
+from fairseq_sam.search.trials import Result, StopRule, Trial
+
+SETTINGS_NAME = "settings.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to search, and how.
+
+    Attributes:
+        directory: where each run has its directory.
+        lowest: the least exponent of ten.
+        highest: the greatest.
+        margin: see :func:`~fairseq_sam.search.strategy.order_then_grid`.
+        seeds: of the runs of each radius; None is the command's own.
+        max_runs: the number of runs that may be made, None for no limit.
+        rule: when to give up a run.
+        start_from: the checkpoint that every run begins with.
+    """
+
+    directory: Path
+    lowest: int
+    highest: int
+    margin: float
+    seeds: Sequence[Optional[int]]
+    max_runs: Optional[int]
+    rule: StopRule
+    start_from: Optional[Path]
+
+    def strategy(self, width: int = 1) -> Strategy:
+        """Returns the strategy, for so many radii at once."""
+        return order_then_grid(self.lowest, self.highest, self.margin, width)
+
+    def trials(self, radii: Sequence[float]) -> List[Trial]:
+        """Returns the runs of radii."""
+        return [Trial(rho, seed) for rho in radii for seed in self.seeds]
+
+
+def conduct(
+    plan: Plan,
+    command: TrainingCommand,
+    slots: Sequence[Optional[str]],
+    tell: Callable[[str], None],
+) -> Summary:
+    """Searches.
+
+    The strategy is followed from its beginning each time; runs that have a result give it at once.
+
+    Args:
+        plan: see there.
+        command: what to train.
+        slots: see :class:`~fairseq_sam.search.runner.TrialRunner`.
+        tell: is called with a line when a run starts and ends.
+
+    Raises:
+        SearchError: a run failed, or the directory is another search's.
+        OSError: the directory cannot be written to.
+    """
+    plan.directory.mkdir(parents=True, exist_ok=True)
+    results: Dict[Trial, Result] = {}
+    with locked(plan.directory) as lock:
+        _check_same_search(plan, command)
+        runner = TrialRunner(plan.directory, command, slots, plan.rule, tell, lock, plan.start_from)
+
+        def costs_of(radii: List[float]) -> Dict[float, float]:
+            results.update(runner.run(plan.trials(radii)))
+            return {row.rho: row.cost(command.maximise) for row in rows_of(results)}
+
+        width = max(1, len(slots) // len(plan.seeds))
+        most = None if plan.max_runs is None else plan.max_runs // len(plan.seeds)
+        remark = follow(plan.strategy(width), costs_of, most)
+    return Summary(command, rows_of(results), remark)
+
+
+def first_commands(plan: Plan, command: TrainingCommand) -> List[List[str]]:
+    """Returns the arguments of ``fairseq-train`` for the first runs."""
+    return [
+        command.of_run(trial.rho, trial.seed, plan.directory / trial.name)
+        for trial in plan.trials(next(plan.strategy()))
+    ]
+
+
+def _check_same_search(plan: Plan, command: TrainingCommand) -> None:
+    """Refuses to go on with a search whose results would not be comparable."""
+    path = plan.directory / SETTINGS_NAME
+    start = None if plan.start_from is None else str(plan.start_from.absolute())
+    ours = {
+        "fairseq-train": list(command.arguments),
+        "--start-from": start,
+        "--stop-margin": plan.rule.margin,
+        "--stop-after": plan.rule.patience,
+    }
+    if not path.exists():
+        write_text(path, json.dumps(ours, indent=2) + "\n")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    for name, value in ours.items():
+        if theirs.get(name) != value:
+            what = "arguments of fairseq-train" if name == "fairseq-train" else name
+            raise SearchError(
+                f"{plan.directory}: holds a search with other {what}: use another --out"
+            )

@@ -1,0 +1,158 @@
+"""One run of the search: its directory, its validations, its result, and when to give it up."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Dict, Iterable, Optional
+
+from fairseq_sam.search.files import write_text
+from fairseq_sam.search.strategy import BASELINE
+
+LOG_NAME = "train.log"
+RESULT_NAME = "result.json"
+
+FINISHED = "finished"
+STOPPED = "stopped"
+DIVERGED = "diverged"
+
+Validations = Dict[int, float]
+"""The validated metric after so many updates."""
+
+_JSON = re.compile(r"\{.*\}\s*$")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A radius and a seed (None: the command's own)."""
+
+    rho: float
+    seed: Optional[int] = None
+
+    @property
+    def name(self) -> str:
+        """The name of its directory.
+
+        >>> Trial(0.002).name, Trial(0.0, seed=3).name
+        ('rho-2e-03', 'rho-0-seed3')
+        """
+        rho = "0" if self.rho == BASELINE else f"{self.rho:.0e}"
+        return f"rho-{rho}" + ("" if self.seed is None else f"-seed{self.seed}")
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing is perturbed in it."""
+        return self.rho == BASELINE
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        status: ``finished``, ``stopped`` (given up as hopeless) or ``diverged``.
+        value: the best finite value of the metric, None if there is none.
+        updates: the updates after which it was last validated.
+        reason: why it did not finish, "" if it did.
+    """
+
+    status: str
+    value: Optional[float]
+    updates: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When a run is given up.
+
+    A run is hopeless once the metric is not a finite number, or once the best value that it has
+    reached is worse than what the baseline with the same seed had reached after as many updates,
+    by more than a margin, at several validations in a row.
+
+    Attributes:
+        margin: as a share of the baseline's absolute value.
+        patience: the number of validations in a row.
+    """
+
+    margin: float = 0.1
+    patience: int = 3
+
+
+def read_result(directory: Path) -> Optional[Result]:
+    """Returns the result that a run's directory holds, None if the run has not ended."""
+    path = directory / RESULT_NAME
+    return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def write_result(result: Result, directory: Path) -> None:
+    """Writes the result of a run, after which it counts as ended."""
+    write_text(directory / RESULT_NAME, json.dumps(asdict(result), indent=2) + "\n")
+
+
+def read_validations(log: Path, subset: str, metric: str) -> Validations:
+    """Reads every validation from a log of ``fairseq-train --log-format json``.
+
+    Unlike :mod:`fairseq_sam.reporting.train_log`, which keeps one for each epoch, this keeps those
+    within an epoch too, and of whatever subset.
+    """
+    if not log.exists():
+        return {}
+    with open(log, encoding="utf-8", errors="replace") as lines:
+        return parse_validations(lines, subset, metric)
+
+
+def parse_validations(lines: Iterable[str], subset: str, metric: str) -> Validations:
+    """Reads every validation from lines of a log.
+
+    >>> line = 'INFO | valid | {"epoch": 1, "valid_loss": "4.5", "valid_num_updates": "30"}'
+    >>> parse_validations([line, "other"], "valid", "loss")
+    {30: 4.5}
+    """
+    validations = {}
+    for line in lines:
+        match = _JSON.search(line) if f'"{subset}_{metric}"' in line else None
+        try:
+            record = json.loads(match.group(0)) if match else {}
+            updates = int(float(record[f"{subset}_num_updates"]))
+            validations[updates] = float(record[f"{subset}_{metric}"])
+        except (KeyError, ValueError):
+            continue  # another record, or a line that is still being written
+    return validations
+
+
+def best_value(validations: Validations, maximise: bool) -> Optional[float]:
+    """Returns the best finite value, None if there is none."""
+    finite = [value for value in validations.values() if math.isfinite(value)]
+    return (max if maximise else min)(finite, default=None)
+
+
+def hopeless(
+    run: Validations, baseline: Validations, rule: StopRule, maximise: bool
+) -> Optional[str]:
+    """Returns why a run is to be given up, None if it is not.
+
+    Args:
+        run: its validations so far.
+        baseline: those of the run without perturbation; where it has not come as far, nothing is
+            compared.
+        rule: see there.
+        maximise: whether more is better.
+    """
+    streak = 0
+    furthest = max(baseline, default=-1)
+    for updates in sorted(run):
+        if not math.isfinite(run[updates]):
+            return f"{run[updates]} after {updates} updates"
+        ours = best_value({u: v for u, v in run.items() if u <= updates}, maximise)
+        theirs = best_value({u: v for u, v in baseline.items() if u <= updates}, maximise)
+        if ours is None or theirs is None or updates > furthest:
+            continue
+        worse = (theirs - ours if maximise else ours - theirs) > rule.margin * abs(theirs)
+        streak = streak + 1 if worse else 0
+        if streak >= rule.patience:
+            return f"{ours:.5g} after {updates} updates, the baseline {theirs:.5g}"
+    return None

@@ -1,0 +1,65 @@
+"""Stands in for fairseq-train: same log, same checkpoint, and an objective instead of a model.
+
+Run as a program with the flags that the search gives, and with --max-epoch. The loss after epoch e
+of E is ``4 + 4 (E − e) + 0.05 ((ρ/optimum)² − 2 ρ/optimum) + seed/1000``. Flags of its own:
+--optimum; --pause SECONDS before each epoch; --fail-at RHO; --diverge-above RHO; --say-nothing.
+Each start adds a line to the file ``starts`` in --save-dir.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+DIVERGED = """FloatingPointError: Minimum loss scale reached (0.0001).
+UserWarning: resource_tracker: There appear to be leaked semaphore objects
+Exception ignored in: <function __del__>
+AttributeError: no attribute"""
+
+
+def parse():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    for flag, kind, default in (
+        ("sam-rho", float, 0.0), ("seed", int, 0), ("max-epoch", int, 3), ("optimum", float, 3e-3),
+        ("pause", float, 0.0), ("fail-at", float, -1.0), ("diverge-above", float, 1e9),
+    ):  # fmt: skip
+        parser.add_argument(f"--{flag}", type=kind, default=default)
+    for flag in ("save-dir", "log-format", "optimizer", "user-dir", "best-checkpoint-metric"):
+        parser.add_argument(f"--{flag}")
+    for flag in ("no-progress-bar", "say-nothing", "cpu", "maximize-best-checkpoint-metric"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    return parser.parse_args()
+
+
+def main():
+    args = parse()
+    last = os.path.join(args.save_dir, "checkpoint_last.pt")
+    done = 0
+    if os.path.exists(last):
+        with open(last) as checkpoint:
+            done = int(checkpoint.read())
+    with open(os.path.join(args.save_dir, "starts"), "a") as starts:
+        gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
+        starts.write(f"{done} {gpus} {os.getpid()}\n")
+    if args.sam_rho == args.fail_at:
+        sys.exit("RuntimeError: CUDA out of memory")
+    ratio = args.sam_rho / args.optimum
+    final = 4 + 0.05 * (ratio**2 - 2 * ratio) + args.seed / 1000
+    for epoch in range(done + 1, args.max_epoch + 1):
+        time.sleep(args.pause)
+        if args.sam_rho > args.diverge_above:
+            sys.exit(DIVERGED)
+        loss = final + 4 * (args.max_epoch - epoch)
+        values = {"loss": loss, "accuracy": 100 - loss, "num_updates": 10 * epoch}
+        record = {f"valid_{key}": f"{value:.5f}" for key, value in values.items()}
+        if not args.say_nothing:
+            print(f"INFO | valid | {json.dumps({'epoch': epoch, **record})}", flush=True)
+        with open(f"{last}.tmp", "w") as checkpoint:
+            checkpoint.write(str(epoch))
+        os.replace(f"{last}.tmp", last)
+
+
+if __name__ == "__main__":
+    main()
