@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from typing import Any, Dict, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.evaluation_mode import evaluation_mode
@@ -66,7 +68,7 @@ def task_scores(
 
     total, size = 0.0, 0.0
     outputs: List[Dict[str, Any]] = []
-    with evaluation_mode(trained.model, criterion):
+    with evaluation_mode(trained.model, criterion), _no_advice_on_bleu():
         for sample in samples:
             loss, sample_size, output = trained.task.valid_step(sample, trained.model, criterion)
             total += float(loss)
@@ -77,6 +79,18 @@ def task_scores(
     with metrics.aggregate(new_root=True) as meters:
         trained.task.reduce_metrics(outputs, criterion)
     return {"loss": total / size, **_scores(meters)}
+
+
+@contextlib.contextmanager
+def _no_advice_on_bleu() -> Iterator[None]:
+    """Keeps sacrebleu from complaining of tokenised text, which is what is meant."""
+    logger = logging.getLogger("sacrebleu")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _scores(meters: Any) -> Dict[str, float]:
