@@ -160,7 +160,8 @@ def test_infinite_scores_are_shown(tmp_path: Path) -> None:
     points = [(0.0, 0.0, {"loss": 1.0, "ppl": 2.0}), (9.0, 9.0, {"loss": 800.0, "ppl": math.inf})]
     summary = {"name": "model", **robustness._summary(points)}
     figures = {"norm": "linf", "corruption": "adversarial", "steps": 1, "subset": "valid",
-               "num_sentences": 3, "unit": "nats per token", "checkpoints": [summary]}  # fmt: skip
+               "criterion": "cross_entropy", "num_sentences": 3, "unit": "nats per token",
+               "checkpoints": [summary]}  # fmt: skip
     json.dumps(figures, allow_nan=False)
     assert "| 9 | inf |" in robustness.robustness_tables(figures)
     write_robustness_plot(figures, tmp_path / "plot.png")
@@ -209,12 +210,18 @@ class TestErrors:
         assert "subset test cannot be used" in error
         assert "absent: no such" in one_line(tmp_path / "absent", checkpoint)
 
-    def test_nothing_finite(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+    def test_nothing_finite(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
         state = torch.load(checkpoint, weights_only=False)
         for weight in state["model"].values():
             weight.fill_(math.nan)
         torch.save(state, tmp_path / "nan.pt")
-        assert run(corpus, tmp_path / "nan.pt", "--radii", "0.1") == 1
+        assert "nan.pt: the loss is not finite" in one_line(corpus, tmp_path / "nan.pt")
+
+    def test_a_radius_too_large(self, checkpoint: str, corpus: Path, capsys: Any) -> None:
+        assert run(corpus, checkpoint, "--radii", "0.1,1e30", "--corruption", "random") == 1
+        assert "the loss is not finite at the radius 1e+30" in capsys.readouterr().err
 
     def test_files_that_cannot_be_written(
         self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path

@@ -90,7 +90,7 @@ def _add_grid_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_sharpness_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--m-sharpness", type=radii, default=(), metavar="R,R…", help="at these radii, too"
+        "--m-sharpness", type=radii, default=(), metavar="R,R,...", help="at these radii, too"
     )
     parser.add_argument(
         "--m",
@@ -174,7 +174,7 @@ def _surface(
         directions.append(landscape.difference(loss.weights, end.weights))
         axes.append(landscape.grid(-0.5, 1.5, points))
         labels.append("position between the checkpoints (0 the first, 1 the second)")
-    for number in range(len(directions), args.dimensions):
+    for number in range(args.dimensions - len(directions)):
         directions.append(landscape.filter_normalised_direction(loss.weights, args.seed + number))
         axes.append(landscape.grid(-args.span, args.span, points))
         labels.append(f"filter-normalised direction {number + 1}")

@@ -73,7 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_corruption_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--radii", type=radii, required=True, metavar="R,R…", help="radii, joined by commas"
+        "--radii", type=radii, required=True, metavar="R,R,...", help="radii, joined by commas"
     )
     parser.add_argument(
         "--norm",
@@ -181,8 +181,12 @@ def _points(
     yield 0.0, 0.0, task_scores(trained, loss.criterion, loss.samples)
     for radius in args.radii:
         for corruption in _corruptions(args, loss, radius):
-            with corruption as length:
-                yield radius, length, task_scores(trained, loss.criterion, loss.samples)
+            try:
+                with corruption as length:
+                    scores = task_scores(trained, loss.criterion, loss.samples)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error} at the radius {radius:g}") from error
+            yield radius, length, scores
 
 
 def _corruptions(

@@ -10,8 +10,8 @@ def landscape_tables(figures: Mapping[str, Any]) -> str:
 
     A line's points are rows of a table; a plane's are a table with x downwards and y across.
     """
-    about = f"{figures['subset']}: {figures['num_sentences']} sentences, losses in"
-    lines = [f"{' – '.join(figures['names'])}, {about} {figures['unit']}"]
+    about = f"{figures['subset']}: {figures['num_sentences']} sentences, {figures['criterion']}"
+    lines = [f"{' – '.join(figures['names'])}, {about}, {figures['unit']}"]
     if "surface" in figures:
         lines += ["", *_surface_lines(figures["surface"])]
     if figures.get("m_sharpness"):

@@ -15,7 +15,8 @@ def robustness_tables(figures: Mapping[str, Any]) -> str:
     A row is a radius, a column a checkpoint, a cell the score and in parentheses its difference to
     the one without corruption; standard errors over draws where there are several.
     """
-    lines = [f"{figures['subset']}: {figures['num_sentences']} sentences, {_described(figures)}"]
+    about = f"{figures['subset']}: {figures['num_sentences']} sentences, {figures['criterion']}"
+    lines = [f"{about}, {_described(figures)}"]
     checkpoints = figures["checkpoints"]
     metrics = list(checkpoints[0]["clean"])
     for metric, label in metric_labels(metrics, figures["unit"]).items():
@@ -31,6 +32,8 @@ def robustness_tables(figures: Mapping[str, Any]) -> str:
 
 
 def _described(figures: Mapping[str, Any]) -> str:
+    if figures["corruption"] == "random" and figures["draws"] == 1:
+        return "one random corruption"
     if figures["corruption"] == "random":
         return f"random corruption, mean ± standard error of {figures['draws']} draws"
     return f"adversarial corruption in {figures['steps']} steps"

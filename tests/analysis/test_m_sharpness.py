@@ -1,5 +1,7 @@
 """m-sharpness of losses whose maximum in a ball is known."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -41,3 +43,11 @@ def test_everything_is_left_as_it_was() -> None:
 def test_impossible(rho: float) -> None:
     with pytest.raises(ValueError, match="rho is"):
         next(batch_sharpness(closed_form(bowl), rho))
+
+
+def test_the_analyses_import_nothing_of_fairseq() -> None:
+    code = (
+        "import sys; from fairseq_sam.analysis import corruption, landscape, m_sharpness; "
+        "sys.exit(any(name.split('.')[0] == 'fairseq' for name in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=120).returncode == 0
