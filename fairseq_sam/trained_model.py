@@ -198,6 +198,40 @@ def mini_batches(
     return [_collate(dataset, batch, device) for batch in batches]
 
 
+def sentence_batches(
+    trained: TrainedModel,
+    subset: str,
+    batch_size: int,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> List[Dict[str, Any]]:
+    """Returns mini-batches of exactly so many sentences each, put together at random.
+
+    Sentences that would make an incomplete mini-batch are left out.
+
+    Args:
+        trained: the model; the mini-batches are on its device.
+        subset: as for :func:`single_sentences`.
+        batch_size: number of sentences.
+        max_sentences: as there.
+        seed: of both draws.
+        skip_too_long: as there.
+
+    Raises:
+        LoadError: as there, or there are fewer sentences than one mini-batch takes.
+    """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    if len(chosen) < batch_size:
+        raise LoadError(
+            f"subset {subset} has {len(chosen)} sentences, fewer than a mini-batch of {batch_size}"
+        )
+    device = next(trained.model.parameters()).device
+    shuffled = random.Random(seed).sample(chosen, len(chosen) // batch_size * batch_size)
+    starts = range(0, len(shuffled), batch_size)
+    return [_collate(dataset, shuffled[i : i + batch_size], device) for i in starts]
+
+
 def _sentences(
     trained: TrainedModel,
     subset: str,

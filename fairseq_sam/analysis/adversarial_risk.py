@@ -44,7 +44,7 @@ class SentenceRisk(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A mean over sentences and its standard error (None for fewer than two sentences)."""
+    """A mean over sentences, or draws, and its standard error (None for fewer than two)."""
 
     mean: float
     standard_error: Optional[float]
@@ -178,13 +178,18 @@ def summarise(risks: Sequence[SentenceRisk]) -> RiskSummary:
     if not risks:
         raise ValueError("there are no sentences")
     return RiskSummary(
-        clean=_estimate([risk.clean for risk in risks]),
-        adversarial=_estimate([risk.adversarial for risk in risks]),
-        difference=_estimate([risk.adversarial - risk.clean for risk in risks]),
+        clean=estimate([risk.clean for risk in risks]),
+        adversarial=estimate([risk.adversarial for risk in risks]),
+        difference=estimate([risk.adversarial - risk.clean for risk in risks]),
         num_sentences=len(risks),
     )
 
 
-def _estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float]) -> Estimate:
+    """Returns the mean of independent values and its standard error.
+
+    >>> estimate([1.0, 3.0])
+    Estimate(mean=2.0, standard_error=1.0)
+    """
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
     return Estimate(statistics.fmean(values), error)

@@ -11,10 +11,18 @@ import argparse
 import sys
 from typing import List, NoReturn, Optional
 
-from fairseq_sam.commands import average, report, risk, search, user_dir
+from fairseq_sam.commands import (
+    average,
+    landscape,
+    report,
+    risk,
+    robustness,
+    search,
+    user_dir,
+)
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, average, report, risk, search)
+SUBCOMMANDS = (user_dir, search, average, report, robustness, risk, landscape)
 
 
 class _Parser(argparse.ArgumentParser):

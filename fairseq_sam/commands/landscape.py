@@ -1,0 +1,223 @@
+"""``fairseq-sam landscape``: the loss around a trained model, and its m-sharpness."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Dict, List, Optional
+
+from fairseq_sam.commands.checkpoint_data import (
+    add_batch_arguments,
+    add_data_arguments,
+    add_output_arguments,
+    check_output_arguments,
+    explaining,
+    load_dataset_loss,
+    load_plugins,
+    progress,
+    write_figures,
+)
+from fairseq_sam.commands.checkpoint_names import checkpoint_names
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.plotting import check_can_plot, explaining_plots
+from fairseq_sam.commands.radii import radii
+from fairseq_sam.reporting.landscape_table import landscape_tables
+
+if TYPE_CHECKING:
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.trained_model import TrainedModel
+
+_EPILOG = """\
+examples:
+  fairseq-sam landscape data-bin checkpoints/checkpoint_best.pt --out line.pdf
+  fairseq-sam landscape data-bin checkpoint_best.pt --dimensions 2 --max-sentences 200 --out 2d.pdf
+  fairseq-sam landscape data-bin adam/average.pt ga_sam/average.pt --points 41 --json between.json
+  fairseq-sam landscape data-bin checkpoint_best.pt --dimensions 0 --m-sharpness 0.01,0.05 --m 16
+
+Around one checkpoint: L(w + x d), and with two dimensions L(w + x d + y e), in random directions
+whose filters are as long as those of the weights, biases and normalisations staying put (Li et al.
+2018). With two checkpoints x runs from the first (0) to the second (1) in a straight line, -0.5 to
+1.5, and y is a random direction as before. m-sharpness: the mean over random mini-batches of m
+sentences of max L_B(w + a) - L_B(w), ||a|| <= radius, by one ascent step (Foret et al. 2021).
+Losses are in nats, without dropout. The checkpoints are only read.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this subcommand's parser."""
+    parser = subparsers.add_parser(
+        "landscape",
+        help="map the loss around a checkpoint or between two, and its m-sharpness",
+        description="Evaluates the loss on a line or a plane through trained weights.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of fairseq-train")
+    parser.add_argument(
+        "second", metavar="CHECKPOINT2", nargs="?", help="another one of the same model"
+    )
+    _add_grid_arguments(parser)
+    _add_sharpness_arguments(parser)
+    add_data_arguments(parser)
+    add_batch_arguments(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_grid_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dimensions",
+        type=int,
+        choices=(0, 1, 2),
+        default=1,
+        help="a line, a plane, or neither (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--points",
+        type=count,
+        metavar="N",
+        help="points of each dimension, 2 at least (default: 21 of a line, 11 of a plane)",
+    )
+    parser.add_argument(
+        "--span",
+        type=positive,
+        default=1.0,
+        metavar="R",
+        help="random directions run from -R to R (default: %(default)s)",
+    )
+
+
+def _add_sharpness_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--m-sharpness", type=radii, default=(), metavar="R,R,...", help="at these radii, too"
+    )
+    parser.add_argument(
+        "--m",
+        type=count,
+        default=16,
+        metavar="M",
+        help="sentences in a mini-batch of m-sharpness (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, writes."""
+    if args.points == 1:
+        raise CommandError("--points 1: a line has 2 points at least")
+    if args.dimensions == 0 and not args.m_sharpness:
+        raise CommandError("--dimensions 0 leaves nothing to do without --m-sharpness")
+    check_output_arguments(args)
+    check_can_plot(args.out)
+    load_plugins(args.user_dir)
+    figures = _measure(args)
+    print(landscape_tables(figures), end="")
+    if args.json is not None:
+        write_figures(figures, args.json)
+    if args.out is not None:
+        from fairseq_sam.reporting.landscape_plot import write_landscape_plot
+
+        with explaining_plots(args.out):
+            write_landscape_plot(figures, args.out)
+    return 0
+
+
+def _measure(args: argparse.Namespace) -> Dict[str, Any]:
+    from fairseq_sam.task_scores import loss_unit
+
+    paths = [path for path in (args.checkpoint, args.second) if path is not None]
+    loaded = [load_dataset_loss(args, path) for path in paths]
+    trained, loss = loaded[0]
+    figures: Dict[str, Any] = {
+        "data": args.data,
+        "subset": args.subset,
+        "checkpoints": paths,
+        "names": checkpoint_names(paths),
+        "criterion": getattr(trained.cfg.criterion, "_name", None),
+        "seed": args.seed,
+        "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
+    }
+    with explaining(paths[0], args.data):
+        figures["unit"] = loss_unit(loss)
+    if args.dimensions:
+        end = _matching(loss, loaded[1][1], paths) if len(loaded) > 1 else None
+        figures["surface"] = _surface(args, loss, end)
+    if args.m_sharpness:
+        figures["m"] = args.m
+        figures["m_sharpness"] = [
+            {"checkpoint": path, "name": name, **_sharpness(args, path, *each)}
+            for path, name, each in zip(paths, figures["names"], loaded)
+        ]
+    return figures
+
+
+def _matching(loss: DatasetLoss, other: DatasetLoss, paths: List[str]) -> DatasetLoss:
+    """Refuses two different models."""
+    shapes, others = (
+        {name: tuple(w.shape) for name, w in zip(each.names, each.weights)}
+        for each in (loss, other)
+    )
+    for name in [*shapes, *others]:
+        if shapes.get(name) != others.get(name):
+            raise CommandError(f"{paths[1]}: another model than {paths[0]} (they differ in {name})")
+    return other
+
+
+def _surface(
+    args: argparse.Namespace, loss: DatasetLoss, end: Optional[DatasetLoss]
+) -> Dict[str, Any]:
+    from fairseq_sam.analysis import landscape
+
+    points = args.points or {1: 21, 2: 11}[args.dimensions]
+    directions, axes, labels = [], [], []
+    if end is not None:
+        directions.append(landscape.difference(loss.weights, end.weights))
+        axes.append(landscape.grid(-0.5, 1.5, points))
+        labels.append("position between the checkpoints (0 the first, 1 the second)")
+    for number in range(args.dimensions - len(directions)):
+        directions.append(landscape.filter_normalised_direction(loss.weights, args.seed + number))
+        axes.append(landscape.grid(-args.span, args.span, points))
+        labels.append(f"filter-normalised direction {number + 1}")
+    with explaining(args.checkpoint, args.data):
+        walk = landscape.surface(loss, directions, axes)
+        losses = progress(walk, points**args.dimensions, "point")
+    return {"labels": labels, "axes": axes, "losses": _nested(losses, points, args.dimensions)}
+
+
+def _nested(losses: List[float], points: int, dimensions: int) -> List[Any]:
+    """Returns the losses as [x] or [x, y]; None where they are infinite, which JSON has not."""
+    values = [None if value == float("inf") else value for value in losses]
+    if dimensions == 1:
+        return values
+    return [values[i : i + points] for i in range(0, len(values), points)]
+
+
+def _sharpness(
+    args: argparse.Namespace, path: str, trained: TrainedModel, loss: DatasetLoss
+) -> Dict[str, Any]:
+    from fairseq_sam.analysis.adversarial_risk import estimate
+    from fairseq_sam.analysis.m_sharpness import batch_sharpness
+
+    batches = _batches(args, trained, loss)
+    rows = []
+    for radius in args.m_sharpness:
+        with explaining(path, args.data):
+            found = progress(batch_sharpness(batches, radius), len(batches.samples), "mini-batch")
+        mean, error = estimate(found)
+        rows.append({"radius": radius, "mean": mean, "standard_error": error})
+    return {"num_batches": len(batches.samples), "radii": rows}
+
+
+def _batches(args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss) -> DatasetLoss:
+    from fairseq_sam import trained_model
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.commands.checkpoint_data import only_warnings
+
+    try:
+        with only_warnings():
+            samples = trained_model.sentence_batches(
+                trained, args.subset, args.m, args.max_sentences, args.seed, args.skip_too_long
+            )
+    except trained_model.LoadError as error:
+        raise CommandError(f"--m {args.m}: {error}") from error
+    return DatasetLoss(loss.model, loss.criterion, samples)

@@ -1,0 +1,96 @@
+"""Plots that read well on paper, in grey, and to every eye.
+
+The colours are those of Okabe and Ito (2008), which people with any colour blindness can tell
+apart; since print may have no colours, every line has a marker and a dash pattern of its own too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import Any, Dict, Iterator, Tuple
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES: Tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+COLOUR_MAP = "cividis"
+"""Runs from dark to light evenly, in grey as well, and looks alike to the colour-blind."""
+
+_SETTINGS = {
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,  # letters, not outlines: journals ask for it
+    "svg.fonttype": "none",
+}
+
+
+def line_style(index: int) -> Dict[str, Any]:
+    """Returns colour, marker and dashes of the n-th line of a plot, as arguments of ``plot``."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[index % len(DASHES)],
+    }
+
+
+@contextlib.contextmanager
+def figure_file(path: Path, panels: int, width: float = 6.0, height: float = 2.6) -> Iterator[Any]:
+    """Context that makes a figure and writes it when all went well.
+
+    Args:
+        path: the image; its suffix tells the format. It is never half-written.
+        panels: number of panels, one below the other.
+        width: of the figure, in inches.
+        height: of a panel.
+
+    Yields:
+        matplotlib's figure and the list of its axes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with _quiet():
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        with pyplot.rc_context(_SETTINGS):
+            size = (width, 0.4 + height * panels)
+            figure, axes = pyplot.subplots(
+                panels, 1, squeeze=False, figsize=size, layout="constrained"
+            )
+            try:
+                yield figure, list(axes[:, 0])
+                _save(figure, path)
+            finally:
+                pyplot.close(figure)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps matplotlib from telling of its fonts where other libraries turned debugging on."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _save(figure: Any, path: Path) -> None:
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.incomplete{path.suffix}")
+    try:
+        figure.savefig(temporary)
+        os.replace(temporary, path)
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,196 @@
+"""``fairseq-sam landscape``: its figures for trained models, and what it says when it cannot."""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import pytest
+
+from fairseq_sam.commands import main
+from fairseq_sam.trained_model import LoadError, load_trained_model, sentence_batches
+from tests.fairseq_runs import Run
+from tests.test_commands_robustness import (
+    NUM_VALID,
+    assert_examples_parse,
+    checkpoint,
+    earlier,
+    trained,
+)
+
+__all__ = ["checkpoint", "earlier", "trained"]  # fixtures
+
+
+def run(*arguments: Any) -> int:
+    return main(["landscape", *map(str, arguments), "--cpu"])
+
+
+@pytest.fixture
+def figures(tmp_path: Path) -> Callable[..., Dict[str, Any]]:
+    """``figures(arguments…)``: what the command writes."""
+
+    def measure(*arguments: Any) -> Dict[str, Any]:
+        assert run(*arguments, "--json", tmp_path / "figures.json") == 0
+        content: Dict[str, Any] = json.loads((tmp_path / "figures.json").read_text())
+        return content
+
+    return measure
+
+
+class TestFigures:
+    def test_line_printed_and_written(
+        self, figures: Any, trained: Run, checkpoint: str, corpus: Path, capsys: Any
+    ) -> None:
+        before = Path(checkpoint).read_bytes()
+        found = figures(corpus, checkpoint, "--points", 5)
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        surface = found["surface"]
+        assert surface["axes"] == [[-1.0, -0.5, 0.0, 0.5, 1.0]]
+        assert (found["unit"], found["num_sentences"]) == ("nats per token", NUM_VALID)
+        for x, loss in zip(surface["axes"][0], surface["losses"]):
+            assert f"| {x:.3g} | {loss:.4f} |" in captured.out
+        bits = surface["losses"][2] / 0.6931471805599453
+        assert bits == pytest.approx(trained.values("loss", "valid")[-1], abs=2e-3)
+        assert len(set(surface["losses"])) == 5
+        assert Path(checkpoint).read_bytes() == before
+
+    def test_plane_goes_through_the_lines(
+        self, figures: Any, checkpoint: str, corpus: Path
+    ) -> None:
+        line = figures(corpus, checkpoint, "--points", 3, "--span", 0.5)["surface"]
+        other = figures(corpus, checkpoint, "--points", 3, "--span", 0.5, "--seed", 2)["surface"]
+        plane = figures(corpus, checkpoint, "--points", 3, "--span", 0.5, "--dimensions", 2)
+        losses = plane["surface"]["losses"]
+        assert plane["surface"]["axes"] == [[-0.5, 0.0, 0.5]] * 2
+        assert [row[1] for row in losses] == pytest.approx(line["losses"], rel=1e-6)
+        assert losses[1] == pytest.approx(other["losses"], rel=1e-6)
+
+    def test_between_two_checkpoints(
+        self, figures: Any, checkpoint: str, earlier: str, corpus: Path
+    ) -> None:
+        found = figures(corpus, earlier, checkpoint, "--points", 5)["surface"]
+        assert found["axes"] == [[-0.5, 0.0, 0.5, 1.0, 1.5]]
+        for position, path in ((1, earlier), (3, checkpoint)):
+            alone = figures(corpus, path, "--points", 3)["surface"]["losses"][1]
+            assert found["losses"][position] == pytest.approx(alone, rel=1e-5)
+
+    def test_m_sharpness(self, figures: Any, checkpoint: str, corpus: Path, capsys: Any) -> None:
+        arguments = (corpus, checkpoint, "--dimensions", 0, "--m-sharpness", "0.01,0.05")
+        found = {m: figures(*arguments, "--m", m)["m_sharpness"][0] for m in (1, 3, 8)}
+        assert [found[m]["num_batches"] for m in (1, 3, 8)] == [8, 2, 1]
+        for each in found.values():
+            assert 0 < each["radii"][0]["mean"] < each["radii"][1]["mean"]
+        # Every sentence for itself has it worse than all together.
+        assert found[1]["radii"][1]["mean"] > found[8]["radii"][1]["mean"]
+        assert found[8]["radii"][0]["standard_error"] is None
+        first = found[1]["radii"][0]
+        assert f"{first['mean']:.5f} ± {first['standard_error']:.5f}" in capsys.readouterr().out
+
+    def test_sharpness_of_all_sentences_is_that_of_one_corruption(
+        self, figures: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        """With m = all, the same step as an adversarial corruption's single one."""
+        arguments = ("--dimensions", 0, "--m-sharpness", 0.2, "--m", NUM_VALID)
+        sharpness = figures(corpus, checkpoint, *arguments)["m_sharpness"][0]["radii"][0]["mean"]
+        written = tmp_path / "robustness.json"
+        command = ["robustness", corpus, checkpoint, "--radii", 0.2, "--steps", 1, "--cpu"]
+        assert main([*map(str, command), "--json", str(written)]) == 0
+        (measured,) = json.loads(written.read_text())["checkpoints"]
+        growth = measured["corrupted"][0]["loss"]["mean"] - measured["clean"]["loss"]
+        assert sharpness == pytest.approx(growth, rel=1e-3)
+
+    @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+    def test_plot(
+        self, checkpoint: str, earlier: str, corpus: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        out = tmp_path / f"plot{suffix}"
+        arguments = (corpus, earlier, checkpoint, "--dimensions", 2, "--points", 3)
+        assert run(*arguments, "--m-sharpness", "0.01,0.1", "--m", 4, "--out", out) == 0
+        start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+        assert out.read_bytes().startswith(start)
+        assert [path.name for path in tmp_path.iterdir()] == [out.name]
+        if suffix == ".svg":
+            image = out.read_text(encoding="utf-8")
+            for text in ("loss (nats per token)", "4-sharpness", "filter-normalised direction",
+                         "L2 radius"):  # fmt: skip
+                assert text in image
+
+
+class TestErrors:
+    @pytest.fixture
+    def one_line(self, capsys: Any) -> Callable[..., str]:
+        def check(*arguments: Any) -> str:
+            assert run(*arguments) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            return str(captured.err)
+
+        return check
+
+    def test_no_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        assert "absent.pt: no such file" in one_line(corpus, tmp_path / "absent.pt")
+        assert "absent.pt: no such file" in one_line(corpus, checkpoint, tmp_path / "absent.pt")
+
+    def test_truncated_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "half.pt"
+        content = Path(checkpoint).read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert "half.pt: damaged" in one_line(corpus, checkpoint, damaged)
+
+    def test_another_model(
+        self, one_line: Any, checkpoint: str, corpus: Path, fairseq_train: Callable[..., Run]
+    ) -> None:
+        flags = "--optimizer adam --max-epoch 1 --save-interval 1 --encoder-ffn-embed-dim 6"
+        other = fairseq_train(flags).save_dir / "checkpoint_last.pt"
+        error = one_line(corpus, checkpoint, other)
+        assert f"{other}: another model than" in error
+        assert "encoder.layers.0.fc1.weight" in error
+
+    def test_mini_batches_that_cannot_be_filled(
+        self, one_line: Any, checkpoint: str, corpus: Path
+    ) -> None:
+        arguments = (corpus, checkpoint, "--dimensions", 0, "--m-sharpness", 0.1)
+        error = one_line(*arguments, "--m", 9)
+        assert "--m 9: subset valid has 8 sentences" in error
+
+    def test_nothing_to_do(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
+        error = one_line(corpus, checkpoint, "--dimensions", 0)
+        assert "--dimensions 0" in error
+        assert "--m-sharpness" in error
+        assert "--points 1" in one_line(corpus, checkpoint, "--points", 1)
+
+    @pytest.mark.parametrize(
+        "flags",
+        ["--m-sharpness 0", "--m-sharpness 0.1,-1", "--m 0", "--span 0", "--span -1",
+         "--points 0", "--dimensions 3"],
+    )  # fmt: skip
+    def test_misuse(self, flags: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run("data", "checkpoint.pt", *flags.split())
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert flags.split()[0] in error
+
+
+def test_batches_of_sentences(checkpoint: str, corpus: Path) -> None:
+    model = load_trained_model(checkpoint, str(corpus))
+    drawn = []
+    for seed in (1, 1, 2):
+        batches = sentence_batches(model, "valid", 3, seed=seed)
+        ids = [sample["id"].tolist() for sample in batches]
+        assert [len(batch) for batch in ids] == [3, 3]
+        assert len({each for batch in ids for each in batch}) == 6
+        drawn.append([sorted(batch) for batch in ids])
+    assert drawn[0] == drawn[1] != drawn[2]
+    with pytest.raises(LoadError, match="has 2 sentences"):
+        sentence_batches(model, "valid", 3, max_sentences=2)
+
+
+def test_help_has_examples_that_parse(capsys: Any) -> None:
+    assert_examples_parse("landscape", capsys)

@@ -1,0 +1,304 @@
+"""``fairseq-sam robustness``: its figures for trained models, and what it says when it cannot."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+import sacrebleu
+import torch
+
+from fairseq_sam.commands import checkpoint_names, main, radii, robustness
+from fairseq_sam.reporting.robustness_plot import write_robustness_plot
+from fairseq_sam.task_scores import BLEU, bleu_overrides, task_scores
+from fairseq_sam.trained_model import build_criterion, load_trained_model, mini_batches
+from tests.fairseq_runs import Run
+
+NUM_VALID = 8
+
+
+@pytest.fixture(scope="module")
+def trained(shared_fairseq_train: Callable[..., Run]) -> Run:
+    """A translation model, trained for two epochs."""
+    criterion = "--criterion label_smoothed_cross_entropy --label-smoothing 0.1 --report-accuracy"
+    flags = "--optimizer adam --max-epoch 2 --save-interval 1"
+    return shared_fairseq_train(flags, criterion, validate=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: Run) -> str:
+    return str(trained.save_dir / "checkpoint_last.pt")
+
+
+@pytest.fixture(scope="module")
+def earlier(trained: Run) -> str:
+    return str(trained.save_dir / "checkpoint1.pt")
+
+
+def run(*arguments: Any) -> int:
+    return main(["robustness", *map(str, arguments), "--cpu"])
+
+
+class TestFigures:
+    def test_several_checkpoints_printed_and_written(
+        self, checkpoint: str, earlier: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        written = tmp_path / "figures.json"
+        before = Path(checkpoint).read_bytes()
+        arguments = (corpus, earlier, checkpoint, "--radii", "0.1,0.5", "--steps", 3)
+        assert run(*arguments, "--json", written) == 0
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        figures = json.loads(written.read_text())
+        assert (figures["norm"], figures["corruption"], figures["steps"]) == (
+            "l2",
+            "adversarial",
+            3,
+        )
+        assert (figures["num_sentences"], figures["unit"]) == (NUM_VALID, "nats per token")
+        names = [each["name"] for each in figures["checkpoints"]]
+        assert names == ["checkpoint1.pt", "checkpoint_last.pt"]
+        for each in figures["checkpoints"]:
+            losses = [each["clean"]["loss"]]
+            for radius, point in zip((0.1, 0.5), each["corrupted"]):
+                assert point["radius"] == radius
+                assert point["measured_radius"] == [pytest.approx(radius, rel=1e-5)]
+                assert point["loss"]["standard_error"] is None
+                losses.append(point["loss"]["mean"])
+            assert 0 < losses[0] < losses[1] < losses[2]
+            for loss in losses:
+                assert f" {loss:.4f}" in captured.out
+            assert f"({losses[2] - losses[0]:+.4f})" in captured.out
+        assert "| L2 radius | checkpoint1.pt | checkpoint_last.pt |" in captured.out
+        assert Path(checkpoint).read_bytes() == before
+
+    def test_clean_scores_are_those_of_validation(
+        self, trained: Run, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        written = tmp_path / "figures.json"
+        assert run(corpus, checkpoint, "--radii", 0.1, "--steps", 1, "--json", written) == 0
+        clean = json.loads(written.read_text())["checkpoints"][0]["clean"]
+        logged = trained.values("loss", "valid")[-1]
+        assert clean["loss"] / math.log(2) == pytest.approx(logged, abs=2e-3)
+        assert clean["ppl"] == pytest.approx(trained.values("ppl", "valid")[-1], abs=2e-2)
+        accuracy = trained.values("accuracy", "valid")[-1]
+        assert 0 < accuracy < 100
+        assert clean["accuracy"] == pytest.approx(accuracy, abs=2e-3)
+
+    def test_largest_within_the_box(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+        """More steps find more, and a random corner of the box is better than the worst."""
+        flags = {
+            "one": ["--steps", 1],
+            "many": ["--steps", 8],
+            "random": ["--corruption", "random", "--draws", 3],
+        }
+        loss = {}
+        for name, arguments in flags.items():
+            written = tmp_path / f"{name}.json"
+            common = ("--norm", "linf", "--radii", 0.05, "--json", written)
+            assert run(corpus, checkpoint, *common, *arguments) == 0
+            (point,) = json.loads(written.read_text())["checkpoints"][0]["corrupted"]
+            assert all(r == pytest.approx(0.05, rel=1e-5) for r in point["measured_radius"])
+            loss[name] = point["loss"]["mean"]
+        assert loss["random"] < loss["one"] < loss["many"]
+
+    def test_random_draws(self, checkpoint: str, corpus: Path, tmp_path: Path, capsys: Any) -> None:
+        found = []
+        for number, draws in enumerate((1, 3, 3)):
+            written = tmp_path / f"{number}.json"
+            arguments = ("--corruption", "random", "--radii", "1", "--draws", draws)
+            assert run(corpus, checkpoint, *arguments, "--json", written) == 0
+            (point,) = json.loads(written.read_text())["checkpoints"][0]["corrupted"]
+            assert len(point["measured_radius"]) == draws
+            found.append(point["loss"])
+        assert found[0]["standard_error"] is None
+        assert found[1]["standard_error"] > 0
+        assert found[1] == found[2]
+        assert f"{found[1]['mean']:.4f} ± {found[1]['standard_error']:.4f}" in (
+            capsys.readouterr().out
+        )
+
+    def test_bleu_is_that_of_the_translations(self, checkpoint: str, corpus: Path) -> None:
+        overrides = bleu_overrides('{"beam": 2, "max_len_b": 12}')
+        model = load_trained_model(checkpoint, str(corpus), overrides)
+        samples = mini_batches(model, "valid", max_tokens=20)
+        assert len(samples) > 1
+        criterion = build_criterion(model)
+        scores = task_scores(model, criterion, samples)
+        hypotheses, references = [], []
+        for sample in samples:
+            found = model.task.inference_step(model.task.sequence_generator, [model.model], sample)
+            for hypothesis, target in zip(found, sample["target"]):
+                hypotheses.append(model.task.tgt_dict.string(hypothesis[0]["tokens"]))
+                references.append(model.task.tgt_dict.string(target[target != 1]))
+        expected = sacrebleu.corpus_bleu(hypotheses, [references], tokenize="none").score
+        assert scores[BLEU] == pytest.approx(expected, abs=0.01)
+
+    def test_bleu_and_plot(
+        self, checkpoint: str, earlier: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        out, written = tmp_path / "plot.svg", tmp_path / "figures.json"
+        arguments = (corpus, earlier, checkpoint, "--radii", "0.1,1", "--steps", 1, "--bleu")
+        generation = ("--eval-bleu-args", '{"beam": 1, "max_len_b": 10}')
+        assert run(*arguments, *generation, "--out", out, "--json", written) == 0
+        captured = capsys.readouterr()
+        assert "BLEU (tokenised):" in captured.out
+        assert captured.err == ""
+        (point, _) = json.loads(written.read_text())["checkpoints"][0]["corrupted"]
+        assert 0 <= point[BLEU]["mean"] <= 100
+        image = out.read_text(encoding="utf-8")
+        for text in ("BLEU (tokenised)", "perplexity", "loss (nats per token)", "checkpoint1.pt",
+                     "L2 radius of the corruption"):  # fmt: skip
+            assert text in image
+        assert [path.name for path in tmp_path.iterdir() if "incomplete" in path.name] == []
+
+
+def test_infinite_scores_are_shown(tmp_path: Path) -> None:
+    """A perplexity may be too large for a float; JSON has no infinity."""
+    points = [(0.0, 0.0, {"loss": 1.0, "ppl": 2.0}), (9.0, 9.0, {"loss": 800.0, "ppl": math.inf})]
+    summary = {"name": "model", **robustness._summary(points)}
+    figures = {"norm": "linf", "corruption": "adversarial", "steps": 1, "subset": "valid",
+               "criterion": "cross_entropy", "num_sentences": 3, "unit": "nats per token",
+               "checkpoints": [summary]}  # fmt: skip
+    json.dumps(figures, allow_nan=False)
+    assert "| 9 | inf |" in robustness.robustness_tables(figures)
+    write_robustness_plot(figures, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+class TestErrors:
+    @pytest.fixture
+    def one_line(self, capsys: Any) -> Callable[..., str]:
+        def check(*arguments: Any) -> str:
+            assert run(*arguments, "--radii", "0.1") == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            return str(captured.err)
+
+        return check
+
+    def test_no_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        assert "absent.pt: no such file" in one_line(corpus, tmp_path / "absent.pt")
+
+    def test_truncated_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "half.pt"
+        content = Path(checkpoint).read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert "half.pt: damaged" in one_line(corpus, damaged)
+
+    def test_data_of_another_dictionary(
+        self, one_line: Any, checkpoint: str, preprocess: Any, tmp_path: Path
+    ) -> None:
+        for language in ("de", "en"):
+            (tmp_path / f"other.{language}").write_text("a b c\n", encoding="utf-8")
+        data = tmp_path / "data"
+        preprocess("-s de -t en --validpref", tmp_path / "other", "--trainpref",
+                   tmp_path / "other", "--destdir", data)  # fmt: skip
+        assert "size mismatch" in one_line(data, checkpoint)
+
+    def test_no_such_subset_and_no_data(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        error = one_line(corpus, checkpoint, "--subset", "test")
+        assert "subset test cannot be used" in error
+        assert "absent: no such" in one_line(tmp_path / "absent", checkpoint)
+
+    def test_nothing_finite(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        state = torch.load(checkpoint, weights_only=False)
+        for weight in state["model"].values():
+            weight.fill_(math.nan)
+        torch.save(state, tmp_path / "nan.pt")
+        assert "nan.pt: the loss is not finite" in one_line(corpus, tmp_path / "nan.pt")
+
+    def test_a_radius_too_large(self, checkpoint: str, corpus: Path, capsys: Any) -> None:
+        assert run(corpus, checkpoint, "--radii", "0.1,1e30", "--corruption", "random") == 1
+        assert "the loss is not finite at the radius 1e+30" in capsys.readouterr().err
+
+    def test_files_that_cannot_be_written(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "absent" / "plot.pdf"
+        assert "its directory does not exist" in one_line(corpus, checkpoint, "--out", path)
+        path = tmp_path / "plot.doc"
+        assert "a plot's name ends in" in one_line(corpus, checkpoint, "--out", path)
+
+    def test_bleu_of_a_language_model(
+        self, one_line: Any, corpus: Path, fairseq_train: Callable[..., Run]
+    ) -> None:
+        flags = (
+            "--task language_modeling --arch transformer_lm --decoder-embed-dim 8 "
+            "--decoder-ffn-embed-dim 8 --decoder-layers 1 --decoder-attention-heads 2 "
+            "--tokens-per-sample 16 --batch-size 8 --optimizer adam --max-epoch 1"
+        )
+        # A translation corpus has no plain text; fairseq names the language in its files.
+        data = corpus.parent / f"{corpus.name}_lm"
+        data.mkdir(exist_ok=True)
+        for suffix in ("bin", "idx"):
+            for part in ("train", "valid"):
+                (data / f"{part}.{suffix}").write_bytes(
+                    (corpus / f"{part}.de-en.en.{suffix}").read_bytes()
+                )
+        (data / "dict.txt").write_bytes((corpus / "dict.en.txt").read_bytes())
+        trained = fairseq_train("--save-interval 1", task=(str(data), flags))
+        model = trained.save_dir / "checkpoint_last.pt"
+        error = one_line(data, model, "--bleu")
+        assert "--bleu: the task language_modeling does not measure it" in error
+        assert run(data, model, "--radii", "0.1", "--steps", 1) == 0
+
+    @pytest.mark.parametrize(
+        "flags",
+        ["--radii 0", "--radii 0.1,-1", "--radii nan", "--radii 0.1,0.1", "--radii ,",
+         "--steps 0", "--draws 0", "--norm l1", "--corruption worst", "--eval-bleu-args beam",
+         "--max-tokens 0"],
+    )  # fmt: skip
+    def test_misuse(self, flags: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run("data", "checkpoint.pt", "--radii", "1", *flags.split())
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert flags.split()[0] in error
+
+    def test_radii_are_needed(self, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            run("data", "checkpoint.pt")
+        assert caught.value.code == 2
+        assert "--radii" in capsys.readouterr().err
+
+
+def test_help_has_examples_that_parse(capsys: Any) -> None:
+    assert_examples_parse("robustness", capsys)
+
+
+def assert_examples_parse(command: str, capsys: Any) -> None:
+    """Every example of a command's help is one that its parser takes."""
+    import shlex
+
+    from fairseq_sam.commands import build_parser
+
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out.replace("\\\n", " ")
+    examples = re.findall(r"^  fairseq-sam (.+)$", text, re.MULTILINE)
+    assert len(examples) >= 3
+    for example in examples:
+        build_parser().parse_args(shlex.split(example))
+
+
+def test_examples() -> None:
+    import doctest
+
+    for module in (checkpoint_names, radii):
+        result = doctest.testmod(module)
+        assert result.attempted > 0
+        assert result.failed == 0
