@@ -18,7 +18,8 @@ VOCAB_SHA256=1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5
 DICT_SHA256=2c31c5b236661067fe8626775eb995ef5fe808ac87d2ad4a6ddbef68550f5cc6
 BART_URL=https://dl.fbaipublicfiles.com/fairseq/models/bart.large.tar.gz
 
-ALL_METHODS="baseline sam delta_sam delta_sam_literal delta_sam_draft ga_sam"
+ALL_METHODS="baseline sam delta_sam delta_sam_literal delta_sam_draft ga_sam r3f r_drop"
+WITHOUT_RADIUS="r3f r_drop"
 DEFAULT_METHODS="baseline sam delta_sam"
 BART="" GPT2_BPE="" UPDATES="" PRETRAIN_UPDATES=""
 
@@ -103,6 +104,9 @@ method_flags() {
         delta_sam_literal) METHOD_FLAGS=("${delta[@]}" --delta-sam-eta 1e-4 --delta-sam-probe-radius 0.01) ;;
         delta_sam_draft) METHOD_FLAGS=("${delta[@]}" --delta-sam-variant draft) ;;
         ga_sam) METHOD_FLAGS=(--optimizer ga_sam --base-optimizer adam) ;;
+        r3f | r_drop)
+            METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
+            ;;
     esac
 }
 

@@ -12,6 +12,7 @@ source "$ROOT/scripts/lib/translation.sh"
 SRC=de TGT=en
 URL="${IWSLT14_URL:-http://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz}"
 ALL_METHODS="$TRANSLATION_METHODS"
+FREE_LB=(--free-lb-steps 3 --free-lb-radius 0.005)
 BPE=subword-nmt BPE_SIZE=""
 
 usage() {

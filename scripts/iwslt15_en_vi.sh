@@ -12,6 +12,7 @@ source "$ROOT/scripts/lib/translation.sh"
 SRC=en TGT=vi
 URL="${IWSLT15_URL:-https://nlp.stanford.edu/projects/nmt/data/iwslt15.en-vi}"
 ALL_METHODS="$TRANSLATION_METHODS"
+FREE_LB=(--free-lb-steps 1 --free-lb-radius 0.02)
 # As many types as the paper has come of words that occur five times, as in Stanford's vocabularies.
 LEAST_COUNT=5
 

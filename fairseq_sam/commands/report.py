@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.reporting.published import PUBLISHED
+from fairseq_sam.reporting.table import SUMMARIES
 
 _EPILOG = """\
 example:
@@ -56,6 +57,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=sorted(PUBLISHED),
         help="show a paper's results beside those of runs (or groups) that have its methods' names",
     )
+    parser.add_argument(
+        "--summary",
+        choices=SUMMARIES,
+        default=SUMMARIES[0],
+        help="what to show of the scores of runs that share a row (default: %(default)s)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         names = run_names(directories, args.relative_to)
         runs = [read_run(path, name) for path, name in zip(directories, names)]
-        table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper))
+        table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper), args.summary)
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")
         if args.output is not None:

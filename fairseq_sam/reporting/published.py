@@ -139,3 +139,40 @@ PUBLISHED: Dict[str, Published] = {
     ),
 }
 """By the name that ``fairseq-sam report --paper`` knows an experiment by."""
+
+_GLUE = {
+    "MNLI": "Accuracy",
+    "QQP": "Accuracy",
+    "RTE": "Accuracy",
+    "QNLI": "Accuracy",
+    "MRPC": "Accuracy",
+    "CoLA": "Matthews",
+    "SST-2": "Accuracy",
+    "STS-B": "Pearson",
+}
+_GLUE_ROWS = {
+    "bert": {
+        "baseline": "83.8 91.0 68.2 90.8 85.3 62.3 92.4 89.3",
+        "r_drop": "85.5 91.4 71.1 92.0 87.3 62.6 93.0 89.6",
+        "sam": "85.0 91.6 69.3 91.7 88.2 63.1 93.0 89.4",
+        "delta_sam": "85.2 91.7 72.2 91.5 89.5 63.8 93.7 89.7",
+    },
+    "roberta": {
+        "baseline": "90.2 92.2 86.6 94.7 90.9 68.0 96.4 92.4",
+        "r_drop": "90.9 92.5 88.4 95.2 91.4 70.0 96.9 92.5",
+        "free_lb": "90.6 92.6 88.1 95.0 91.4 71.1 96.7 92.7",
+        "smart": "91.1 92.4 92.0 95.6 89.2 70.6 96.9 92.8",
+        "r3f": "91.1 92.4 88.5 95.3 91.6 71.2 97.0 –",
+        "sam": "91.0 92.3 88.5 95.0 91.4 69.2 96.7 92.4",
+        "delta_sam": "91.1 92.5 89.2 95.1 92.2 71.1 96.9 92.7",
+    },
+}
+_GLUE_MODELS = {"bert": "BERT-base", "roberta": "RoBERTa-large"}
+
+for _model, _rows in _GLUE_ROWS.items():
+    for _column, (_task, _metric) in enumerate(_GLUE.items()):
+        PUBLISHED[f"glue_{_task.replace('-', '')}_{_model}"] = Published(
+            f"Zhou et al., δ-SAM, Findings of EMNLP 2022, Table 1, {_GLUE_MODELS[_model]}; SMART's "
+            "RTE, MRPC and STS-B are of a model that had been trained on MNLI before",
+            {_metric: {name: row.split()[_column] for name, row in _rows.items()}},
+        )

@@ -14,8 +14,15 @@ _LEADING_METRICS = ("BLEU", "chrF2", TOKENISED_BLEU)
 _NO_VALUE = "–"
 
 
+SUMMARIES = ("mean-std", "best-median")
+_LESS_IS_MORE = ("Perplexity",)
+
+
 def markdown_table(
-    runs: Sequence[Run], group_by: Optional[str] = None, published: Optional[Published] = None
+    runs: Sequence[Run],
+    group_by: Optional[str] = None,
+    published: Optional[Published] = None,
+    summary: str = "mean-std",
 ) -> str:
     """Formats runs as a table, with sacrebleu's signatures below it.
 
@@ -25,6 +32,7 @@ def markdown_table(
             equal once its match is cut out share a row: mean ± sample standard deviation, and the
             median of p-values.
         published: a paper's results; beside each metric that it has, and its other rows below.
+        summary: what stands for the scores of several runs: ``mean-std``, or ``best-median``.
 
     Returns:
         Markdown. Columns without any value are left out.
@@ -33,7 +41,9 @@ def markdown_table(
     if published is not None:
         for name in (name for values in published.metrics.values() for name in values):
             groups.setdefault(name, [])
-    columns = [c for c in _columns(runs, published) if any(c.cell(*g) for g in groups.items())]
+    columns = [
+        c for c in _columns(runs, published, summary) if any(c.cell(*g) for g in groups.items())
+    ]
     header = ["run", *(["runs"] if group_by else []), *(column.title for column in columns)]
     rows = []
     for name, members in groups.items():
@@ -50,7 +60,7 @@ class _Column(NamedTuple):
     cell: Callable[[str, Sequence[Run]], str]
 
 
-def _columns(runs: Sequence[Run], published: Optional[Published]) -> List[_Column]:
+def _columns(runs: Sequence[Run], published: Optional[Published], summary: str) -> List[_Column]:
     """Returns every column that a table may have."""
     found = {metric for run in runs for metric in run.scores}
     found |= set(published.metrics) if published else set()
@@ -58,7 +68,10 @@ def _columns(runs: Sequence[Run], published: Optional[Published]) -> List[_Colum
     metrics += sorted(found - set(metrics))
     columns: List[_Column] = []
     for metric in metrics:
-        columns.append(_mean_column(metric, 2, _score_of(metric)))
+        if summary == "best-median":
+            columns.append(_best_median_column(metric, _score_of(metric)))
+        else:
+            columns.append(_mean_column(metric, 2, _score_of(metric)))
         if published and metric in published.metrics:
             columns.append(_Column("paper", _published_cell(published.metrics[metric])))
         columns.append(_Column("p", _p_value_cell(metric)))
@@ -72,6 +85,16 @@ def _columns(runs: Sequence[Run], published: Optional[Published]) -> List[_Colum
 
 def _mean_column(title: str, digits: int, value: Callable[[Run], Optional[float]]) -> _Column:
     return _Column(title, lambda name, runs: _mean([value(run) for run in runs], digits))
+
+
+def _best_median_column(metric: str, value: Callable[[Run], Optional[float]]) -> _Column:
+    best = min if metric in _LESS_IS_MORE else max
+
+    def cell(name: str, runs: Sequence[Run]) -> str:
+        known = [v for v in map(value, runs) if v is not None]
+        return f"{best(known):.2f} / {statistics.median(known):.2f}" if known else ""
+
+    return _Column(f"{metric}, best / median", cell)
 
 
 def _published_cell(values: Dict[str, str]) -> Callable[[str, Sequence[Run]], str]:

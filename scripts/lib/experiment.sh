@@ -4,6 +4,7 @@
 # methods have in common, and trainings side by side. A script sets its defaults, and defines
 #
 #   ALL_METHODS, DEFAULT_METHODS   names; the first is the baseline
+#   WITHOUT_RADIUS                 those of them, beside the baseline, that do not perturb weights
 #   method_flags METHOD            sets METHOD_FLAGS, the optimizer's flags, and METHOD_RHO
 #   recipe_flags SEED              sets RECIPE_FLAGS, the flags that all methods share
 #   download, prepare              stages 1 and 2
@@ -15,7 +16,7 @@ source "$ROOT/scripts/lib/stages.sh"
 # shellcheck source=scripts/lib/commands.sh
 source "$ROOT/scripts/lib/commands.sh"
 
-METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6 GPUS="" PARALLEL=1 NODES=1
+WITHOUT_RADIUS="" METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6 GPUS="" PARALLEL=1 NODES=1
 NODE_RANK=0 MASTER=localhost:29500 EPOCHS="" START="" AVERAGE="" FREE_DISK=0
 
 experiment_help() {
@@ -84,7 +85,8 @@ check_experiment_options() {
     for method in ${METHODS//,/ }; do
         check_choice --methods "${method%@*}" "$ALL_METHODS"
         [[ "$method" != *@* ]] || check_positive "--methods $method: the radius" "${method#*@}"
-        [[ "$method" != "${ALL_METHODS%% *}"@* ]] || misuse "--methods $method: the baseline has no radius"
+        [[ "$method" != *@* || " ${ALL_METHODS%% *} $WITHOUT_RADIUS " != *" ${method%@*} "* ]] ||
+            misuse "--methods $method: ${method%@*} has no radius"
     done
     [[ -n "${SEEDS//,/}" ]] || misuse "--seeds: at least one is wanted"
     for seed in ${SEEDS//,/ }; do check_number --seeds "$seed" 0; done
@@ -311,15 +313,17 @@ has_baseline() {
     [[ "$1" != baseline ]] && { ((DRY_RUN)) || [[ -e "$(run_dir baseline "$2")/hypothesis" ]]; }
 }
 
-report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE
-    local runs=() line words
+report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE FLAGS...
+    local runs=() line words table="$1" title="$2"
+    shift 2
     while IFS= read -r line; do
         read -r -a words <<<"$line"
         runs+=("$(run_dir "${words[@]}")")
     done < <(run_list)
-    if ((SMALL)); then words=("$1" "$2, small"); else words=("$1" "$2"); fi
+    if ((SMALL)); then title+=", small"; fi
     perform "$PYTHON" -m fairseq_sam.commands report "${runs[@]}" --relative-to "$OUT/runs" \
-        --group-by '/seed[0-9]+' --paper "${words[0]}" --title "${words[1]}" --output "$OUT/report.md" --plot "$OUT/curves.png"
+        --group-by '/seed[0-9]+' --paper "$table" --title "$title" "$@" \
+        --output "$OUT/report.md" --plot "$OUT/curves.png"
     note "table: $OUT/report.md"
     note "curves: $OUT/curves.png"
 }

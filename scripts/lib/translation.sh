@@ -2,7 +2,8 @@
 # shellcheck disable=SC2034 # variables that other files of this folder read
 # What the translation scripts share. SRC and TGT are the languages, OUT the folder.
 
-TRANSLATION_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam"
+TRANSLATION_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam free_lb r3f r_drop smart"
+WITHOUT_RADIUS="free_lb r3f r_drop smart"
 DEFAULT_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam"
 SCORE_FLAGS=()
 
@@ -36,12 +37,24 @@ recipe_flags() { # SEED
 }
 
 # The norm is L∞ throughout, two steps where a method takes several; the paper's radii for scales that
-# depend on the gradient belong to the summed loss. METHOD -> METHOD_FLAGS; a script defines radius METHOD.
+# depend on the gradient belong to the summed loss. METHOD -> METHOD_FLAGS; a script defines radius METHOD, and
+# FREE_LB, the flags of Appendix C.4.
 method_flags() {
-    if [[ "$1" == baseline ]]; then
-        METHOD_FLAGS=(--optimizer adam)
-        return
-    fi
+    case "$1" in
+        baseline)
+            METHOD_FLAGS=(--optimizer adam)
+            return
+            ;;
+        free_lb)
+            METHOD_FLAGS=(--optimizer adam --criterion free_lb_label_smoothed_cross_entropy
+                --free-lb-norm linf "${FREE_LB[@]}")
+            return
+            ;;
+        r3f | r_drop | smart)
+            METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
+            return
+            ;;
+    esac
     METHOD_FLAGS=(--optimizer "$1" --base-optimizer adam --sam-rho "$(radius "$1")")
     case "$1" in
         sam | asam) METHOD_FLAGS+=(--sam-norm linf) ;;

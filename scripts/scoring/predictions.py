@@ -110,7 +110,19 @@ def predict(trained: Any, criterion: Any, samples: List[Dict[str, Any]]) -> Tupl
             columns = (sample["id"], found, sample["target"].view(-1))
             rows += zip(*(column.tolist() for column in columns))
     rows.sort()
-    return np.array([row[1] for row in rows]), np.array([row[2] for row in rows])
+    found, wanted = (np.array([row[i] for row in rows]) for i in (1, 2))
+    if criterion.regression_target:
+        return found, wanted
+    numbers = class_numbers(trained.task.label_dictionary)
+    return numbers[found], numbers[wanted]
+
+
+def class_numbers(labels: Any) -> Values:
+    """Returns a number for each class of the model: its own if it is one, so that "1" is 1."""
+    symbols = [labels[i] for i in range(labels.nspecial, len(labels)) if labels[i] != "<mask>"]
+    if all(symbol.isdigit() for symbol in symbols):
+        return np.array([int(symbol) for symbol in symbols])
+    return np.array([sorted(symbols).index(symbol) for symbol in symbols])
 
 
 def read_predictions(path: Path, targets: Values) -> Values:

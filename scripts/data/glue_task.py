@@ -1,0 +1,143 @@
+#!/usr/bin/env python3
+"""Brings a GLUE task's tsv files into {train,valid}.{input0,input1,label or number}.
+
+The validation set is GLUE's dev set (MNLI's matched one), for its test sets have no labels. STS-B's
+scores become numbers between 0 and 1, as fairseq's recipe has them. Files are read with quoting
+off, plain or .gz; MRPC also as Microsoft's msr_paraphrase_*.txt.
+
+Example:
+    glue_task.py --data GLUE --task RTE --out text
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import random
+import sys
+from pathlib import Path
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+
+class CorpusError(Exception):
+    """A corpus that cannot be used; the message is one line that names the file."""
+
+
+class Task(NamedTuple):
+    """Where a task has what, by the names in its header (by number where it has none).
+
+    Attributes:
+        first: the sentence, or the first of two.
+        second: the other.
+        label: the label.
+        number: whether the label is a number to predict.
+        dev: the validation set's file.
+    """
+
+    first: str
+    second: Optional[str]
+    label: str
+    number: bool = False
+    dev: str = "dev"
+
+
+TASKS = {
+    "CoLA": Task("3", None, "1"),
+    "MNLI": Task("sentence1", "sentence2", "gold_label", dev="dev_matched"),
+    "MRPC": Task("#1 String", "#2 String", "Quality"),
+    "QNLI": Task("question", "sentence", "label"),
+    "QQP": Task("question1", "question2", "is_duplicate"),
+    "RTE": Task("sentence1", "sentence2", "label"),
+    "SST-2": Task("sentence", None, "label"),
+    "STS-B": Task("sentence1", "sentence2", "score", number=True),
+}
+
+Row = Tuple[str, Optional[str], str]
+
+
+def find(root: Path, name: str) -> Path:
+    """Returns the file of a split, whichever of its names it has."""
+    other = {"train": "msr_paraphrase_train.txt"}.get(name, f"{name}.tsv")
+    for candidate in (f"{name}.tsv", f"{name}.tsv.gz", other, f"{other}.gz"):
+        if (root / candidate).is_file():
+            return root / candidate
+    raise CorpusError(f"{root / name}.tsv: neither that nor {name}.tsv.gz is there")
+
+
+def lines_of(path: Path) -> List[str]:
+    """Returns the lines of a file, plain or packed."""
+    try:
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path}: damaged, or not UTF-8 ({error})") from error
+    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+
+
+def read(path: Path, task: Task) -> Iterator[Row]:
+    """Yields sentence, second sentence and label; rows that lack one of them are passed over."""
+    lines = lines_of(path)
+    if task.label.isdigit():
+        columns = {str(i): i for i in range(9)}
+    else:
+        columns = {name: i for i, name in enumerate(lines.pop(0).split("\t"))}
+    wanted = [name for name in (task.first, task.second, task.label) if name is not None]
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        raise CorpusError(f"{path}: its first line names no column {missing[0]}")
+    for line in lines:
+        fields = line.split("\t")
+        if len(fields) <= max(columns[name] for name in wanted):
+            continue
+        first, *second, label = (fields[columns[name]].strip() for name in wanted)
+        if first and label not in ("", "-") and all(second):
+            yield first, (second[0] if second else None), label
+
+
+def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
+    """Writes a split's files."""
+    parts: Dict[str, List[str]] = {"input0": [row[0] for row in rows]}
+    if task.second is not None:
+        parts["input1"] = [str(row[1]) for row in rows]
+    if task.number:
+        parts["number"] = [f"{float(row[2]) / 5:g}" for row in rows]
+    else:
+        parts["label"] = [row[2] for row in rows]
+    for suffix, lines in parts.items():
+        text = "".join(f"{line}\n" for line in lines)
+        path = prefix.with_name(f"{prefix.name}.{suffix}")
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Reads and writes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with a folder a task")
+    parser.add_argument("--task", choices=sorted(TASKS), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--limit", type=int, nargs=2, metavar=("N", "M"), help="only N examples to train, M others"
+    )
+    args = parser.parse_args(argv)
+    task = TASKS[args.task]
+    root = args.data / args.task if (args.data / args.task).is_dir() else args.data
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        for split, name in (("train", "train"), ("valid", task.dev)):
+            rows = list(read(find(root, name), task))
+            if not rows:
+                raise CorpusError(f"{find(root, name)}: no examples in it")
+            if args.limit:
+                rows = random.Random(1).sample(rows, len(rows))[: args.limit[split != "train"]]
+            write(rows, args.out / split, task)
+            print(f"{split} {len(rows)}")
+    except (CorpusError, OSError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
