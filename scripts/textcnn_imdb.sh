@@ -14,7 +14,7 @@ source "$ROOT/scripts/lib/ablations.sh"
 URL="${IMDB_URL:-https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz}"
 ALL_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam $ABLATIONS $STEPS $OTHER_NORM"
 DEFAULT_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam"
-DATASET=imdb
+TABLE=textcnn_imdb DATASET=imdb
 
 usage() {
     cat <<'END'
@@ -38,7 +38,8 @@ END
     experiment_help
     cat <<'END'
 
-The methods beyond the default ones are δ-SAM and the ablations of GA-SAM's Tables 2 and 3: scripts/ablation.sh.
+The methods beyond the default ones are δ-SAM and the ablations of GA-SAM's Tables 2 and 3, all of which
+--methods ablations stands for: scripts/ablation.sh.
 
 Examples:
   bash scripts/textcnn_imdb.sh --gpus 1 --parallel 4
@@ -56,6 +57,10 @@ set_option() {
 }
 
 check_options() {
+    if [[ "$METHODS" == ablations ]]; then
+        choose_ablations "2e-5 5e-5 8e-5 2e-4 5e-4" "1e-3 5e-3 1e-2 5e-2 1e-1 5e-1"
+        TABLE=textcnn_imdb_ablation
+    fi
     check_choice --dataset "$DATASET" "imdb mr"
     if [[ "$DATASET" == mr && "$SEEDS" == 1,2,3,4 ]]; then SEEDS=1,2,3,4,5,6,7,8,9,10; fi
     check_experiment_options
@@ -159,7 +164,7 @@ report() {
     if [[ "$DATASET" == mr ]]; then
         report_experiment textcnn_mr "TextCNN on MR, ten folds"
     else
-        report_experiment textcnn_imdb "TextCNN on IMDB"
+        report_experiment "$TABLE" "TextCNN on IMDB"
     fi
 }
 

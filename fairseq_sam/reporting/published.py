@@ -22,6 +22,10 @@ class Published:
 
 
 _GA_SAM = "Zhang et al., GA-SAM, EMNLP 2022, Tables 1 and 5: mean ± standard deviation of 4 runs"
+_GA_SAM_MAIN = "Zhang et al., GA-SAM, EMNLP 2022, Table 1: mean ± standard deviation of 4 runs"
+_GA_SAM_ABLATION = (
+    "Zhang et al., GA-SAM, EMNLP 2022, Tables 2 and 3: mean ± standard deviation of 4 runs"
+)
 
 PUBLISHED: Dict[str, Published] = {
     "iwslt14_de_en": Published(
@@ -76,31 +80,47 @@ PUBLISHED: Dict[str, Published] = {
         },
     ),
     "textcnn_imdb": Published(
-        "Zhang et al., GA-SAM, EMNLP 2022, Tables 1 and 2: means of 4 runs",
+        _GA_SAM_MAIN,
         {
             "Accuracy": {
-                "baseline": "84.42",
-                "sam": "84.75",
-                "asam": "85.05",
-                "layer_sam": "85.27",
-                "multi_step_defense": "84.87",
-                "ga_sam": "86.11",
+                "baseline": "84.42 ± 0.12",
+                "sam": "84.75 ± 0.31",
+                "asam": "85.05 ± 0.22",
+                "layer_sam": "85.27 ± 0.19",
+                "multi_step_defense": "84.87 ± 0.15",
+                "ga_sam": "86.11 ± 0.22",
             }
         },
     ),
     "textcnn_imdb_ablation": Published(
-        "Zhang et al., GA-SAM, EMNLP 2022, Tables 1 and 2: means of 4 runs",
+        _GA_SAM_ABLATION,
         {
             "Accuracy": {
-                "baseline": "84.42",
-                "ga_sam": "86.11",
-                "ga_sam_single": "85.86",
-                "ga_sam_element": "84.87",
-                "ga_sam_model": "85.32",
-                "ga_sam_weight_over_gradient": "85.82",
-                "ga_sam_inverse_gradient": "85.81",
-                "ga_sam_weight_strength": "85.06",
-                "ga_sam_weight": "85.42",
+                "baseline": "84.42 ± 0.12",
+                "sam": "84.75 ± 0.31",
+                "ga_sam": "86.11 ± 0.22",
+                "ga_sam_single": "85.86 ± 0.25",
+                "ga_sam_element": "84.87 ± 0.14",
+                "ga_sam_model": "85.32 ± 0.21",
+                "ga_sam_weight_over_gradient": "85.82 ± 0.06",
+                "ga_sam_inverse_gradient": "85.81 ± 0.23",
+                "ga_sam_weight_strength": "85.06 ± 0.07",
+                "ga_sam_weight": "85.42 ± 0.10",
+                "ga_sam_k2": "85.83 ± 0.23",
+                "ga_sam_k3": "84.97 ± 0.23",
+                "ga_sam_k4": "77.55 ± 3.25",
+                "ga_sam_k5": "70.49 ± 5.10",
+                "ga_sam@2e-5": "84.91 ± 0.89",
+                "ga_sam@5e-5": "85.54 ± 0.18",
+                "ga_sam@8e-5": "85.63 ± 0.15",
+                "ga_sam@2e-4": "85.74 ± 0.18",
+                "ga_sam@5e-4": "65.96 ± 2.74",
+                "ga_sam_l2@1e-3": "84.93 ± 0.27",
+                "ga_sam_l2@5e-3": "85.11 ± 0.22",
+                "ga_sam_l2@1e-2": "85.36 ± 0.26",
+                "ga_sam_l2@5e-2": "85.62 ± 0.70",
+                "ga_sam_l2@1e-1": "85.77 ± 0.11",
+                "ga_sam_l2@5e-1": "64.14 ± 10.3",
             }
         },
     ),
@@ -109,31 +129,47 @@ PUBLISHED: Dict[str, Published] = {
         {"Accuracy": {"baseline": "76.1"}},
     ),
     "lstm_ptb": Published(
-        "Zhang et al., GA-SAM, EMNLP 2022, Table 1: means of 4 runs",
+        _GA_SAM_MAIN,
         {
             "Perplexity": {
-                "baseline": "86.70",
-                "sam": "89.66",
-                "asam": "90.08",
-                "layer_sam": "89.82",
-                "multi_step_defense": "84.74",
-                "ga_sam": "84.52",
+                "baseline": "86.70 ± 0.54",
+                "sam": "89.66 ± 0.25",
+                "asam": "90.08 ± 0.24",
+                "layer_sam": "89.82 ± 0.10",
+                "multi_step_defense": "84.74 ± 0.42",
+                "ga_sam": "84.52 ± 0.26",
             }
         },
     ),
     "lstm_ptb_ablation": Published(
-        "Zhang et al., GA-SAM, EMNLP 2022, Tables 1 and 2: means of 4 runs",
+        _GA_SAM_ABLATION,
         {
             "Perplexity": {
-                "baseline": "86.70",
-                "ga_sam": "84.52",
-                "ga_sam_single": "89.97",
-                "ga_sam_element": "84.69",
-                "ga_sam_model": "84.55",
-                "ga_sam_weight_over_gradient": "84.58",
-                "ga_sam_inverse_gradient": "84.90",
-                "ga_sam_weight_strength": "85.04",
-                "ga_sam_weight": "85.03",
+                "baseline": "86.70 ± 0.54",
+                "sam": "89.66 ± 0.25",
+                "ga_sam": "84.52 ± 0.26",
+                "ga_sam_single": "89.97 ± 0.27",
+                "ga_sam_element": "84.69 ± 0.38",
+                "ga_sam_model": "84.55 ± 0.39",
+                "ga_sam_weight_over_gradient": "84.58 ± 0.27",
+                "ga_sam_inverse_gradient": "84.90 ± 0.32",
+                "ga_sam_weight_strength": "85.04 ± 0.15",
+                "ga_sam_weight": "85.03 ± 0.57",
+                "ga_sam_k2": "84.48 ± 0.52",
+                "ga_sam_k3": "84.14 ± 0.29",
+                "ga_sam_k4": "84.05 ± 0.23",
+                "ga_sam_k5": "84.59 ± 0.36",
+                "ga_sam@2e-6": "85.12 ± 0.55",
+                "ga_sam@5e-6": "85.19 ± 0.86",
+                "ga_sam@1e-5": "85.06 ± 0.51",
+                "ga_sam@2e-5": "85.20 ± 0.94",
+                "ga_sam@5e-5": "85.87 ± 1.19",
+                "ga_sam_l2@1e-4": "85.24 ± 0.40",
+                "ga_sam_l2@5e-4": "84.90 ± 0.09",
+                "ga_sam_l2@1e-3": "84.91 ± 0.17",
+                "ga_sam_l2@5e-3": "84.69 ± 0.40",
+                "ga_sam_l2@1e-2": "85.38 ± 0.41",
+                "ga_sam_l2@5e-2": "507.0 ± 243",
             }
         },
     ),

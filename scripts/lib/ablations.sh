@@ -7,6 +7,15 @@ ABLATIONS+=" ga_sam_weight_strength ga_sam_weight"
 STEPS="ga_sam_k2 ga_sam_k3 ga_sam_k4 ga_sam_k5"
 OTHER_NORM="ga_sam_l2"
 
+# choose_ablations RADII-UNDER-L∞ RADII-UNDER-L2: sets METHODS to all of them, as the tables have them.
+choose_ablations() {
+    local radius
+    METHODS="baseline sam ga_sam $ABLATIONS $STEPS"
+    for radius in $1; do METHODS+=" ga_sam@$radius"; done
+    for radius in $2; do METHODS+=" ga_sam_l2@$radius"; done
+    METHODS="${METHODS// /,}"
+}
+
 # ablation_flags METHOD RADIUS: sets METHOD_FLAGS; false for another method.
 ablation_flags() {
     METHOD_FLAGS=(--optimizer ga_sam --base-optimizer "$BASE_OPTIMIZER" --sam-rho "$2" --sam-norm linf)

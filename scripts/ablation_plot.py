@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+r"""Draws GA-SAM's hyper-parameters against the score, from the runs of scripts/ablation.sh.
+
+Three panels: ascent steps K, and the radius under L∞ and under L2; with the baseline as a line.
+Means over seeds, and their standard deviations as bars.
+
+Example:
+    ablation_plot.py --runs ablation/textcnn/runs --metric Accuracy --paper textcnn_imdb_ablation \
+        --out textcnn.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fairseq_sam.reporting.print_style import figure_file, line_style
+from fairseq_sam.reporting.published import PUBLISHED
+from fairseq_sam.reporting.scores import read_scores
+
+Point = Tuple[float, float, float]
+PANELS = (
+    ("ascent steps K", r"ga_sam_k(\d)$", "linear"),
+    ("radius under L∞", r"ga_sam@(.+)$", "log"),
+    ("radius under L2", r"ga_sam_l2@(.+)$", "log"),
+)
+
+
+def measured(runs: Path, metric: str) -> Dict[str, List[float]]:
+    """Returns the scores of each method, one a seed."""
+    found: Dict[str, List[float]] = {}
+    for directory in sorted(runs.glob("*/seed*")):
+        scores = read_scores(directory)
+        if metric in scores:
+            found.setdefault(directory.parent.name, []).append(scores[metric].value)
+    return found
+
+
+def points(scores: Dict[str, List[float]], pattern: str) -> List[Point]:
+    """Returns value, mean and standard deviation of the methods whose names a pattern fits."""
+    chosen = []
+    for name, values in scores.items():
+        match = re.match(pattern, name)
+        if match:
+            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            chosen.append((float(match.group(1)), statistics.fmean(values), deviation))
+    return sorted(chosen)
+
+
+def published(paper: str, metric: str) -> Dict[str, List[float]]:
+    """Returns a paper's means as scores."""
+    values = PUBLISHED[paper].metrics[metric]
+    return {name: [float(text.split(" ± ")[0])] for name, text in values.items()}
+
+
+def with_default(scores: Dict[str, List[float]], radius: str) -> Dict[str, List[float]]:
+    """GA-SAM itself is K = 1 and one of the radii."""
+    named = {"ga_sam_k1": scores.get("ga_sam", []), f"ga_sam@{radius}": scores.get("ga_sam", [])}
+    return {**scores, **{name: values for name, values in named.items() if values}}
+
+
+def draw(
+    axis: Any, sources: Dict[str, Dict[str, List[float]]], panel: Tuple[str, str, str]
+) -> None:
+    """Draws one panel: a line for each source, and its baseline."""
+    title, pattern, scale = panel
+    for index, (label, scores) in enumerate(sources.items()):
+        found = points(scores, pattern)
+        style = line_style(index)
+        if found:
+            x, y, error = zip(*found)
+            axis.errorbar(x, y, yerr=error, label=label, capsize=2, **style)
+        if scores.get("baseline"):
+            mean = statistics.fmean(scores["baseline"])
+            axis.axhline(mean, color=style["color"], linewidth=0.8, linestyle=style["linestyle"])
+    axis.set_xscale(scale)
+    axis.set_xlabel(title)
+
+
+def main() -> int:
+    """Reads and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=Path, required=True, help="folder of METHOD/seedN")
+    parser.add_argument("--metric", required=True, help="as the report calls it")
+    parser.add_argument("--radius", required=True, help="ga_sam's own")
+    parser.add_argument("--paper", choices=sorted(PUBLISHED), help="draw its figures too")
+    parser.add_argument("--out", type=Path, required=True, help="image to write")
+    args = parser.parse_args()
+    sources = {"measured": with_default(measured(args.runs, args.metric), args.radius)}
+    if args.paper:
+        sources["paper"] = with_default(published(args.paper, args.metric), args.radius)
+    with figure_file(args.out, panels=len(PANELS)) as (_, axes):
+        for axis, panel in zip(axes, PANELS):
+            draw(axis, sources, *panel)
+            axis.set_ylabel(args.metric)
+        axes[0].legend()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
