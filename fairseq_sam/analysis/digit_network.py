@@ -45,7 +45,7 @@ def drawn_mixture(
     """Returns η ↦ the loss on a share 1 − η of the training examples and η of the test examples.
 
     Drawn anew for each η, without replacement; the two parts count 1 − η and η, whatever their
-    sizes. At η = 0 and 1 this is the weighted mixture. In between, the draw itself is a shift: where
+    sizes. At η = 0 and 1 this is the weighted mixture. In between, the draw is itself a shift: if
     training and test set differ by chance only, the expected ‖δ‖₂² is proportional to η/n + η/n*
     (the examples left out, and those put in), so that ‖δ‖₂ grows like √η and not like η.
     """

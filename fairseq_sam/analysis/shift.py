@@ -44,6 +44,9 @@ Loss = Callable[[], Tensor]
 Mixture = Callable[[float], Loss]
 """Returns the loss on (1 − η) D + η D* for a share η of D*; η = 0 is D, η = 1 is D*."""
 
+ALPHAS = [i / 20 for i in range(-20, 41)]
+"""Where the losses are compared: the line from θ* to θ, and as much again beyond either."""
+
 
 class Curves(NamedTuple):
     """Losses along w = αθ + (1 − α)θ*, in nats (Figure 1).
@@ -69,6 +72,28 @@ class LinearFit(NamedTuple):
     r_squared: float
 
 
+class ShiftSummary(NamedTuple):
+    """What the trials show.
+
+    Attributes:
+        shares: η of each trial.
+        lengths: ‖δ(η)‖₂ of each.
+        curves: the losses along the line.
+        fit: of the lengths against the shares.
+        correlation: of ``curves.shifted`` with ``curves.test``.
+        unshifted_correlation: of ``curves.train`` with it, for comparison.
+        largest_gradient: as in :class:`ShiftTrials`.
+    """
+
+    shares: List[float]
+    lengths: List[float]
+    curves: Curves
+    fit: LinearFit
+    correlation: float
+    unshifted_correlation: float
+    largest_gradient: float
+
+
 class ShiftTrials:
     """Finds θ, then θ* for mixtures of training and test data.
 
@@ -78,6 +103,9 @@ class ShiftTrials:
         mixture: the losses.
         max_steps: L-BFGS steps for θ; each later minimum, which is near, may take a tenth.
         tolerance: a minimum is where no entry of the gradient is larger.
+
+    Raises:
+        FloatingPointError: here or in :meth:`lengths`, a loss on the way is not finite.
     """
 
     def __init__(
@@ -131,6 +159,25 @@ class ShiftTrials:
         self._put(before)
         return curves
 
+    def summarise(self, found: Sequence[Tuple[float, float]]) -> ShiftSummary:
+        """Returns figures for what :meth:`lengths` yielded, the last being for η = 1.
+
+        Raises:
+            ValueError: the weights did not move, or there are fewer than three trials.
+        """
+        shares, lengths = map(list, zip(*found))
+        fit = linear_fit(shares, lengths)
+        curves = self.curves(self.delta(), ALPHAS)
+        return ShiftSummary(
+            shares,
+            lengths,
+            curves,
+            fit,
+            correlation(curves.shifted, curves.test),
+            correlation(curves.train, curves.test),
+            self.largest_gradient,
+        )
+
     def _minimise(self, loss: Loss, max_steps: int) -> None:
         optimizer = torch.optim.LBFGS(
             self._weights,
@@ -144,12 +191,13 @@ class ShiftTrials:
         def evaluate() -> Tensor:
             optimizer.zero_grad()
             value = loss()
+            if not bool(torch.isfinite(value.detach())):
+                raise FloatingPointError("the loss is not finite")
             value.backward()
             return value
 
         optimizer.step(evaluate)
-        if not bool(torch.isfinite(evaluate().detach())):
-            raise FloatingPointError("the loss is not finite")
+        evaluate()
         left = max(float(w.grad.abs().max()) for w in self._weights if w.grad is not None)
         self.largest_gradient = max(self.largest_gradient, left)
         optimizer.zero_grad()
@@ -190,7 +238,7 @@ def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit:
     LinearFit(slope=2.0, intercept=1.0, r_squared=1.0)
     """
     if len(x) < 3 or len(set(x)) == 1 or len(set(y)) == 1:
-        raise ValueError("a line wants three points or more, not all of them alike")
+        raise ValueError("a line needs three points or more that are not all alike")
     dx, dy = np.asarray(x, float) - np.mean(x), np.asarray(y, float) - np.mean(y)
     slope = float(dx @ dy / (dx @ dx))
     residual = dy - slope * dx

@@ -8,17 +8,17 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple
+from typing import TYPE_CHECKING, Any, Dict
 
 from fairseq_sam.commands.errors import CommandError
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.digits import Digits, Examples
-    from fairseq_sam.analysis.shift import Curves, LinearFit, ShiftTrials
+    from fairseq_sam.analysis.shift import ShiftSummary
 
 _EPILOG = """\
 examples:
-  fairseq-sam shift --trials 10 --max-examples 300 --out shift.png
+  fairseq-sam shift --trials 10 --max-examples 200 --out shift.png
   fairseq-sam shift --data mnist/ --json shift.json --out shift.pdf
 
 The first runs on scikit-learn's digits in about a minute; the second wants MNIST's four IDX files,
@@ -29,18 +29,8 @@ training loss shifted by delta follows the test loss, and that the length of del
 without which there are no minima. Runs on the CPU in float64, 100 trials in minutes.
 """
 
-NUM_ALPHAS = 61
-ALPHA_RANGE = (-1.0, 2.0)
-
-
-class _Result(NamedTuple):
-    shares: List[float]
-    lengths: List[float]
-    curves: Curves
-    fit: LinearFit
-    correlation: float
-    unshifted_correlation: float
-    largest_gradient: float
+TOLERANCE = 1e-4
+"""Largest gradient entry that counts as a minimum; the training loss's are near 1e-2 at first."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -84,7 +74,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="draw both figures into FILE (.png, .pdf, .svg)"
+        "--out", type=_image, metavar="FILE", help="draw both figures into FILE (.png, .pdf, .svg)"
     )
     parser.set_defaults(run=run)
 
@@ -99,12 +89,12 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-examples",
         type=_count,
-        default=1000,
+        default=3000,
         metavar="N",
         help="the first N images at most of training and test set (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, help="seed of weights and draws (default: %(default)s)"
+        "--seed", type=_seed, default=1, help="seed of weights and draws (default: %(default)s)"
     )
 
 
@@ -114,12 +104,12 @@ def run(args: argparse.Namespace) -> int:
         if path is not None and not path.absolute().parent.is_dir():
             raise CommandError(f"{path}: its directory does not exist")
     if args.out is not None:
-        _require_format(args.out)
+        _require_matplotlib()
     digits = _read(args)
     try:
         result = _measure(args, digits)
-    except FloatingPointError as error:
-        raise CommandError(f"{error}: try another --weight-decay or --seed") from error
+    except (FloatingPointError, ValueError) as error:
+        raise CommandError(f"--weight-decay {args.weight_decay:g}: {error}") from error
     _print(args, digits, result)
     if args.json is not None:
         _write_json({**_settings(args, digits), **_figures(result)}, args.json)
@@ -149,7 +139,7 @@ def _first(examples: Examples, count: Any) -> Examples:
     return type(examples)(examples.inputs[:count], examples.labels[:count])
 
 
-def _measure(args: argparse.Namespace, digits: Digits) -> _Result:
+def _measure(args: argparse.Namespace, digits: Digits) -> ShiftSummary:
     import torch
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -164,7 +154,7 @@ def _measure(args: argparse.Namespace, digits: Digits) -> _Result:
             *(digit_network.digit_loss(network, examples, args.weight_decay) for examples in digits)
         )
     quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
-    trials = shift.ShiftTrials(list(network.parameters()), mixture, args.max_steps)
+    trials = shift.ShiftTrials(list(network.parameters()), mixture, args.max_steps, TOLERANCE)
     found = tqdm(
         trials.lengths([trial / args.trials for trial in range(1, args.trials + 1)]),
         total=args.trials,
@@ -173,41 +163,27 @@ def _measure(args: argparse.Namespace, digits: Digits) -> _Result:
         delay=quiet,
         mininterval=quiet or 0.1,
     )
-    shares, lengths = map(list, zip(*found))
-    return _result(trials, shares, lengths)
+    return trials.summarise(list(found))
 
 
-def _result(trials: ShiftTrials, shares: List[float], lengths: List[float]) -> _Result:
-    from fairseq_sam.analysis.shift import correlation, linear_fit
-
-    low, high = ALPHA_RANGE
-    alphas = [low + (high - low) * i / (NUM_ALPHAS - 1) for i in range(NUM_ALPHAS)]
-    curves = trials.curves(trials.delta(), alphas)
-    return _Result(
-        shares,
-        lengths,
-        curves,
-        linear_fit(shares, lengths),
-        correlation(curves.shifted, curves.test),
-        correlation(curves.train, curves.test),
-        trials.largest_gradient,
-    )
-
-
-def _print(args: argparse.Namespace, digits: Digits, result: _Result) -> None:
-    low, high = ALPHA_RANGE
-    fit = result.fit
+def _print(args: argparse.Namespace, digits: Digits, result: ShiftSummary) -> None:
+    fit, alphas = result.fit, result.curves.alphas
     source = args.data or "scikit-learn's digits"
     print(
         f"{source}: {len(digits.train.labels)} training and {len(digits.test.labels)} test images"
     )
-    print(f"correlation with the test loss for alpha from {low:g} to {high:g}")
+    print(f"correlation with the test loss for alpha from {alphas[0]:g} to {alphas[-1]:g}")
     print(f"  shifted training loss  {result.correlation:7.4f}")
     print(f"  training loss          {result.unshifted_correlation:7.4f}")
     print(f"length of delta over {len(result.shares)} shares eta ({args.mixture})")
     print(f"  fitted line            {fit.intercept:.4f} + {fit.slope:.4f} eta")
     print(f"  R^2                    {fit.r_squared:7.4f}")
-    print(f"largest gradient entry left at a minimum: {result.largest_gradient:.1e}")
+    if result.largest_gradient > TOLERANCE:
+        print(
+            f"fairseq-sam shift: warning: a gradient entry of {result.largest_gradient:.1e} is left"
+            f" (aim: {TOLERANCE:.0e}): try larger --max-steps or --weight-decay",
+            file=sys.stderr,
+        )
 
 
 def _settings(args: argparse.Namespace, digits: Digits) -> Dict[str, Any]:
@@ -223,7 +199,7 @@ def _settings(args: argparse.Namespace, digits: Digits) -> Dict[str, Any]:
     }
 
 
-def _figures(result: _Result) -> Dict[str, Any]:
+def _figures(result: ShiftSummary) -> Dict[str, Any]:
     figures = result._asdict()
     return {**figures, "curves": result.curves._asdict(), "fit": result.fit._asdict()}
 
@@ -237,23 +213,33 @@ def _write_json(content: Dict[str, Any], path: Path) -> None:
         raise CommandError(f"{path}: cannot write ({error.strerror})") from None
 
 
-def _require_format(path: Path) -> None:
+def _require_matplotlib() -> None:
     """Tells before the trials, not after them, that the figure cannot be drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise CommandError(f"--out needs matplotlib ({error}): pip install matplotlib") from error
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise CommandError(f"--out {path}: its name must end in .png, .pdf or .svg")
 
 
-def _plot(result: _Result, path: Path) -> None:
+def _plot(result: ShiftSummary, path: Path) -> None:
     from fairseq_sam.reporting.shift_plot import write_shift_plot
 
     try:
         write_shift_plot(result.curves, result.shares, result.lengths, result.fit, path)
     except OSError as error:
         raise CommandError(f"{path}: cannot write ({error.strerror})") from None
+
+
+def _image(text: str) -> Path:
+    if Path(text).suffix not in (".png", ".pdf", ".svg"):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
+    return Path(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def _trials(text: str) -> int:
