@@ -85,15 +85,11 @@ class TestClaims:
 
     def test_scikit_learn(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
-        self.check(figures_of(tmp_path, "--trials", 10, "--max-examples", 400))
+        self.check(figures_of(tmp_path, "--trials", 10))
 
     @pytest.mark.skipif(not (REAL_DATA / "mnist").is_dir(), reason="MNIST is not there")
     def test_mnist(self, tmp_path: Path) -> None:
-        self.check(
-            figures_of(
-                tmp_path, "--data", REAL_DATA / "mnist", "--trials", 10, "--max-examples", 400
-            )
-        )
+        self.check(figures_of(tmp_path, "--data", REAL_DATA / "mnist", "--trials", 20))
 
     @staticmethod
     def check(figures: Dict[str, Any]) -> None:

@@ -18,6 +18,10 @@ leaves open, and what is done otherwise:
   exactly. Examples may be drawn instead:
   :func:`~fairseq_sam.analysis.digit_network.drawn_mixture` says what that does to δ.
 
+Equation 5 holds near the minimum: a correlation of curves depends on how far they reach. And where
+the basin bends or ends on the way, ‖δ(η)‖₂ has kinks. Small data sets, which a network can fit
+closely, and a small weight decay make both worse: they enlarge the shift.
+
 Losses are means over examples, in nats. Imports nothing of fairseq.
 
 Example:

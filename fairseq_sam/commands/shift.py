@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict
+from typing import TYPE_CHECKING, Any, Callable, Dict
 
 from fairseq_sam.commands.errors import CommandError
 
@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_data_arguments(parser)
     parser.add_argument(
         "--trials",
-        type=_trials,
+        type=_at_least(3),
         default=100,
         metavar="N",
         help="shares eta = 1/N, 2/N, ..., 1 (default: %(default)s)",
@@ -60,14 +60,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--weight-decay",
         type=_positive,
-        default=0.02,
+        default=0.05,
         metavar="X",
         help="X / 2 times the squared length of the weights is part of the loss"
         " (default: %(default)s)",
     )
     parser.add_argument(
         "--max-steps",
-        type=_count,
+        type=_at_least(1),
         default=2000,
         metavar="N",
         help="L-BFGS steps to theta; a tenth for each trial (default: %(default)s)",
@@ -88,13 +88,16 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-examples",
-        type=_count,
+        type=_at_least(1),
         default=3000,
         metavar="N",
         help="the first N images at most of training and test set (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=_seed, default=1, help="seed of weights and draws (default: %(default)s)"
+        "--seed",
+        type=_at_least(0),
+        default=1,
+        help="seed of weights and draws (default: %(default)s)",
     )
 
 
@@ -236,24 +239,15 @@ def _image(text: str) -> Path:
     return Path(text)
 
 
-def _seed(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isdigit() and int(text) >= minimum):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a whole number of at least {minimum}"
+            )
+        return int(text)
 
-
-def _trials(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 3:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 3")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    return parse
 
 
 def _positive(text: str) -> float:

@@ -45,7 +45,7 @@ def _draw_losses(axis: Any, curves: Curves) -> None:
     axis.plot(
         curves.alphas, curves.shifted, ":^", color=ORANGE, label="shifted training loss", **style
     )
-    axis.set_xlabel("α in w = αθ + (1 − α)θ* (1: training minimum, 0: test minimum)")
+    axis.set_xlabel("α in w = αθ + (1 − α)θ*\n(1: training minimum, 0: test minimum)")
     axis.set_ylabel("loss (nats per example)")
 
 
