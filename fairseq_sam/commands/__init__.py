@@ -18,11 +18,12 @@ from fairseq_sam.commands import (
     risk,
     robustness,
     search,
+    shift,
     user_dir,
 )
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, search, average, report, robustness, risk, landscape)
+SUBCOMMANDS = (user_dir, search, average, report, robustness, risk, landscape, shift)
 
 
 class _Parser(argparse.ArgumentParser):
