@@ -1,0 +1,3 @@
+"""Registered models; fairseq imports this folder by itself under ``--user-dir``."""
+
+from fairseq_sam.models import bert  # noqa: F401  (importing registers)
