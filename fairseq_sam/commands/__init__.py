@@ -11,10 +11,10 @@ import argparse
 import sys
 from typing import List, NoReturn, Optional
 
-from fairseq_sam.commands import average, convert, report, risk, user_dir
+from fairseq_sam.commands import average, convert, report, risk, sts, user_dir
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, average, report, risk, convert)
+SUBCOMMANDS = (user_dir, average, report, risk, convert, sts)
 
 
 class _Parser(argparse.ArgumentParser):
