@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     import fairseq_sam
     from fairseq_sam.checkpoint_files import CheckpointError
     from fairseq_sam.conversion.checkpoint import convert
-    from fairseq_sam.conversion.source import ConversionError
+    from fairseq_sam.conversion.errors import ConversionError
 
     fairseq_sam.register()
     try:

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"needs {error.name}: pip install {error.name}") from error
     import fairseq_sam
     from fairseq_sam.analysis.sts import DataError, read_sets
-    from fairseq_sam.conversion.source import ConversionError
+    from fairseq_sam.conversion.errors import ConversionError
     from fairseq_sam.trained_model import LoadError
 
     fairseq_sam.register()

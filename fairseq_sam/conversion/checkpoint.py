@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.checkpoint_files import write_checkpoint
-from fairseq_sam.conversion.source import ConversionError, Source, read_source
+from fairseq_sam.conversion.errors import ConversionError
+from fairseq_sam.conversion.source import Source, read_source
 from fairseq_sam.conversion.tokenizer import write_tokenizer
 from fairseq_sam.conversion.weights import convert_weights, reorder_vocabulary
 

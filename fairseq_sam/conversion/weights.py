@@ -5,7 +5,8 @@ from typing import Dict, List, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq_sam.conversion.source import ConversionError, Source
+from fairseq_sam.conversion.errors import ConversionError
+from fairseq_sam.conversion.source import Source
 
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from fairseq_sam.conversion.source import ConversionError
+from fairseq_sam.conversion.errors import ConversionError
 from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Callable, List, Tuple
@@ -21,6 +22,7 @@ from tests.conversion.made_encoder import (
     hidden_states,
     write_encoder,
 )
+from tests.fairseq_runs import ROOT
 
 Convert = Callable[..., Tuple[MadeEncoder, TrainedModel]]
 
@@ -117,6 +119,28 @@ class TestHiddenStates:
         made = write_encoder(tmp_path / "source")
         (made.folder / "pytorch_model.bin").unlink()
         library.save_file(made.weights, str(made.folder / "model.safetensors"))
+        needs_tokenizer(made.folder)
+        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
+        assert_same_states(made, trained, SENTENCES)
+
+    def test_onnx(self, tmp_path: Path) -> None:
+        """A graph as torch's exporter writes it: matrices transposed, their names lost."""
+        onnx = pytest.importorskip("onnx")
+        made = write_encoder(tmp_path / "source")
+        (made.folder / "pytorch_model.bin").unlink()
+        stored, nodes = [], []
+        for number, (name, value) in enumerate(made.weights.items()):
+            layer = name.rsplit(".", 1)[0]
+            if value.dim() == 2 and not name.startswith("embeddings."):
+                matrix, at = f"onnx::MatMul_{number}", "/" + layer.replace(".", "/")
+                at = at.replace("/layer/", "/layer.")  # a list of modules is one scope
+                inputs, outputs = [f"{at}/in", matrix], [f"{at}/MatMul_output_0"]
+                nodes.append(onnx.helper.make_node("MatMul", inputs, outputs, name=f"{at}/MatMul"))
+                name, value = matrix, value.t()
+            stored.append(onnx.numpy_helper.from_array(value.contiguous().numpy(), name))
+        graph = onnx.helper.make_graph(nodes, "made", [], [], initializer=stored)
+        onnx.save(onnx.helper.make_model(graph), str(made.folder / "model.onnx"))
         needs_tokenizer(made.folder)
         assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
         trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
@@ -296,3 +320,48 @@ class TestErrors:
         assert main(["convert", str(made.folder), out]) == 1
         assert "exists (--force overwrites it)" in capsys.readouterr().err
         assert main(["convert", str(made.folder), out, "--force"]) == 0
+
+
+class TestTokenizer:
+    LINE = "A man plays: the UNKNOWN guitarist."
+
+    @pytest.fixture(autouse=True)
+    def _needs_the_library(self) -> None:
+        pytest.importorskip("tokenizers")
+
+    def pieces(self, folder: Path, text: str) -> List[str]:
+        script = ROOT / "scripts" / "data" / "wordpiece.py"
+        command = [sys.executable, str(script), str(folder)]
+        done = subprocess.run(command, input=text, capture_output=True, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        return done.stdout.split("\n")
+
+    def test_pieces_are_words_of_the_dictionary(self, tmp_path: Path) -> None:
+        made = write_encoder(tmp_path / "source")
+        out = tmp_path / "out"
+        assert main(["convert", str(made.folder), str(out)]) == 0
+        first, empty, last, end = self.pieces(out, f"{self.LINE}\n\nthe\u2028man\n")
+        assert first == "a man play ##s [UNK] the un ##known guitar ##ist ."
+        assert (empty, last, end) == ("", "the man", "")
+        words = {line.split()[0] for line in (out / "dict.txt").open(encoding="utf-8")}
+        assert set(first.split()) - words == {"[UNK]"}
+
+    def test_case_is_kept_where_the_source_keeps_it(self, tmp_path: Path) -> None:
+        made = write_encoder(tmp_path / "source")
+        (made.folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert self.pieces(tmp_path / "out", "A man\n")[0] == "[UNK] man"
+
+    def test_byte_level(self, tmp_path: Path) -> None:
+        pieces = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "Ġa", "<mask>"]
+        made = write_encoder(tmp_path / "source", pieces=pieces, **ROBERTA)
+        (made.folder / "merges.txt").write_text("#version: 0.2\nĠ a\n", encoding="utf-8")
+        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert self.pieces(tmp_path / "out", "ab a\n")[0] == "a b Ġa"
+
+    def test_script_without_a_tokenizer(self, tmp_path: Path) -> None:
+        script = ROOT / "scripts" / "data" / "wordpiece.py"
+        command = [sys.executable, str(script), str(tmp_path)]
+        done = subprocess.run(command, input="", capture_output=True, encoding="utf-8")
+        assert done.returncode == 1
+        assert done.stderr.endswith("tokenizer.json: no such file\n")
