@@ -45,7 +45,24 @@ QUICKSTART = [
     "subword-nmt>=0.3.8",
 ]
 
+# What `fairseq-sam spectrum`, `shift`, `sts` and every plot need.
+ANALYSIS = [
+    "matplotlib>=3.5",
+    "scikit-learn>=1.0",
+    "scipy>=1.8",
+    "tqdm>=4.60",
+]
+
+# What `fairseq-sam convert` needs.
+CONVERT = [
+    "onnx>=1.14",
+    "safetensors>=0.4",
+    "tokenizers>=0.13",
+]
+
 REPRODUCE = [
+    *ANALYSIS,
+    *CONVERT,
     *QUICKSTART,
     "rouge-score>=0.1.2",
 ]
@@ -59,7 +76,6 @@ TEST = [
     "packaging>=21",
     "pytest>=8.2",
     "pytest-xdist>=3.5",
-    "scipy>=1.8",
     "tensorboardX>=2.5",
 ]
 
@@ -85,6 +101,8 @@ setup(
     extras_require={
         "fairseq": FAIRSEQ,
         "quickstart": QUICKSTART,
+        "analysis": ANALYSIS,
+        "convert": CONVERT,
         "reproduce": REPRODUCE,
         "benchmark": BENCHMARK,
         "test": TEST,

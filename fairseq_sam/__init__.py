@@ -18,7 +18,7 @@ def register() -> None:
     from fairseq_sam import host
 
     host.repair()
-    from fairseq_sam import criterions, models, optim, seam  # noqa: F401
+    from fairseq_sam import criterions, models, optim, seam, tasks  # noqa: F401
 
     seam.install()
 

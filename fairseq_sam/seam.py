@@ -60,12 +60,32 @@ class Seam:
         self.epoch = 1
         self.step: Optional[TrainStep] = None
         self._replaying = False
+        self._perturbing: Optional[SharpnessAwareLoss] = None
         self._losses: Dict[Tuple[int, SharpnessAwareConfig], SharpnessAwareLoss] = {}
 
     def restore(self) -> None:
         """Puts all weights back; a no-op unless a step was interrupted."""
         for loss in self._losses.values():
             loss.restore()
+
+    @property
+    def is_perturbing(self) -> bool:
+        """Whether the criterion is being called for a sharpness-aware loss."""
+        return self._perturbing is not None
+
+    def call_unperturbed(self, model: nn.Module, **inputs: Any) -> Any:
+        """Calls the model at the weights without the perturbation, from within a criterion.
+
+        For criterions of which a part is not to be perturbed. Outside of a sharpness-aware step
+        this is the model's ordinary call; within, data-parallel wrappers are passed by.
+
+        Args:
+            model: what the criterion was given.
+            **inputs: the model's.
+        """
+        if self._perturbing is None:
+            return model(**inputs)
+        return self._perturbing.call_unperturbed(unwrap(model), **inputs)
 
     @contextlib.contextmanager
     def training(self, step: Optional[TrainStep]) -> Any:
@@ -97,11 +117,11 @@ class Seam:
             loss, sample_size, logging_output = forward(*args, **kwargs)
             keys = metrics.keys_of(settings, sharpness_aware.weights)
             return loss, sample_size, metrics.describe_dummy(logging_output, keys)
-        self._replaying = True
+        self._replaying, self._perturbing = True, sharpness_aware
         try:
             return self._perturb(call, sharpness_aware, step)
         finally:
-            self._replaying = False
+            self._replaying, self._perturbing = False, None
 
     def _perturb(
         self, call: CriterionCall, sharpness_aware: SharpnessAwareLoss, step: TrainStep
@@ -139,6 +159,11 @@ class Seam:
                     require_sentences(type(criterion), _registered_name(criterion))
                 except ValueError as error:
                     raise SystemExit(f"error: {error}") from None
+            if config.perturbation.per_instance and getattr(criterion, "couples_sentences", False):
+                raise SystemExit(
+                    f"error: argument --criterion: {_registered_name(criterion)} needs the other "
+                    "sentences of the batch: it cannot be perturbed sentence by sentence"
+                )
             named = [
                 (name, weight)
                 for module in (unwrap(model), criterion)

@@ -134,7 +134,7 @@ def sklearn_digits(size: int = 28, test_share: float = 0.25, seed: int = 1) -> D
         ImportError: scikit-learn is not there.
         ValueError: the size is below 8.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped, unused-ignore]
+    from sklearn.datasets import load_digits
 
     if size < 8:
         raise ValueError(f"size is {size}: the digits have 8 x 8 pixels")

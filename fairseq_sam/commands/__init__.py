@@ -13,17 +13,19 @@ from typing import List, NoReturn, Optional
 
 from fairseq_sam.commands import (
     average,
+    convert,
     landscape,
     report,
     risk,
     robustness,
     search,
     shift,
+    sts,
     user_dir,
 )
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, search, average, report, robustness, risk, landscape, shift)
+SUBCOMMANDS = (user_dir, search, average, report, convert, sts, robustness, risk, landscape, shift)
 
 
 class _Parser(argparse.ArgumentParser):

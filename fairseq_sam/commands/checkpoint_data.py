@@ -180,7 +180,7 @@ def explaining(checkpoint: str, data: str) -> Iterator[None]:
 
 def progress(steps: Iterable[Any], total: int, unit: str) -> List[Any]:
     """Goes through all steps with a progress bar on stderr, and returns them."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
     return list(

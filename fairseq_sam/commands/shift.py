@@ -144,7 +144,7 @@ def _first(examples: Examples, count: Any) -> Examples:
 
 def _measure(args: argparse.Namespace, digits: Digits) -> ShiftSummary:
     import torch
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     from fairseq_sam.analysis import digit_network, shift
 

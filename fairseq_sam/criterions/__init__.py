@@ -3,14 +3,16 @@
 Importing this package registers ``per_sentence_cross_entropy``,
 ``per_sentence_label_smoothed_cross_entropy``, ``per_sentence_sentence_prediction`` and
 ``per_sentence_masked_lm``. Each is the fairseq criterion without the prefix (same forward pass,
-flags, losses, logs), plus :meth:`PerSentenceCriterion.per_sentence_losses`. ``regularisers`` puts
-FreeLB, R-Drop, R3F and SMART on top of them. ``reductions`` and ``float64`` are pure torch.
+flags, losses, logs), plus :meth:`PerSentenceCriterion.per_sentence_losses`. ``mirror_bert`` has it
+too. ``regularisers`` puts FreeLB, R-Drop, R3F and SMART on top of the first three. ``contrastive``,
+``reductions`` and ``float64`` are pure torch.
 """
 
 from fairseq_sam.criterions import (  # noqa: F401  (importing registers)
     cross_entropy,
     label_smoothed_cross_entropy,
     masked_lm,
+    mirror_bert,
     regularisers,
     sentence_prediction,
 )

@@ -1,3 +1,3 @@
-"""Model architectures; importing this package registers them."""
+"""Registered models; fairseq imports this folder by itself under ``--user-dir``."""
 
-from fairseq_sam.models import textcnn  # noqa: F401
+from fairseq_sam.models import bert, textcnn  # noqa: F401  (importing registers)

@@ -41,6 +41,7 @@ from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.running_statistics import RunningStatistics
 from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights, weigh
 from fairseq_sam.perturbation.settings import PerturbationSettings
+from fairseq_sam.perturbation.unperturbed import call_at
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 _Around = Tuple[Tensor, Optional[Tensor], Tensor]
@@ -113,11 +114,27 @@ class SharpnessAwareLoss:
         self._unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
         self.weights = PerturbedWeights([self.trained[i] for i in self._chosen], settings)
         self._model = model
+        self._ascending = False
         self._share = 1.0 / (settings.num_steps + 1) if settings.risk == "mean" else 1.0
 
     def restore(self) -> None:
         """Puts the weights back if an interrupted step left them perturbed."""
         self.weights.restore()
+
+    def call_unperturbed(self, module: nn.Module, **inputs: Any) -> Any:
+        """Calls a module at w from within ``forward``, wherever the weights are at the time.
+
+        For losses of which one part is to be perturbed and another is not. In the passes that only
+        find the perturbation the output has no graph, so that the ascent follows the perturbed
+        part; in those whose gradient is trained on, gradients reach the weights from both.
+        (A pass of the mean risk is of both kinds, and has a graph.)
+
+        Args:
+            module: holds the weights; calling it must be enough to call the model.
+            **inputs: of the module.
+        """
+        only_ascends = self._ascending and self.settings.risk != "mean"
+        return call_at(module, self.weights.origins(), not only_ascends, **inputs)
 
     def __call__(
         self,
@@ -148,6 +165,7 @@ class SharpnessAwareLoss:
         accumulated = take_gradients(self.trained)
         statistics = RunningStatistics(self._model or nn.Module())
         try:
+            self._ascending = True
             around = None
             if self.settings.needs_sentences:
                 statistics.save()
@@ -156,6 +174,7 @@ class SharpnessAwareLoss:
             inner = self._inner_passes(
                 per_sentence or forward, scale_loss, no_sync, statistics, around
             )
+            self._ascending = False
             perturbed = forward()
         except BaseException:
             self.restore()

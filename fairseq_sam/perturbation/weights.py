@@ -1,6 +1,6 @@
 """Perturbing weights in place and putting them back bit for bit."""
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -135,6 +135,10 @@ class PerturbedWeights:
             self.perturbed = False
             self._exact = []
             torch.clear_autocast_cache()
+
+    def origins(self) -> List[Tuple[Tensor, Tensor]]:
+        """Returns each weight with its value at w, which is not to be changed; none at w itself."""
+        return list(zip(self.weights, self._snapshot)) if self.perturbed else []
 
     def _forget(self) -> None:
         """What is said of a step before there is one."""

@@ -1,0 +1,185 @@
+"""``fairseq-sam sts``: semantic textual similarity of an encoder's sentence embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Callable, Dict, List
+
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.quiet import only_warnings
+
+if TYPE_CHECKING:
+    from fairseq_sam.analysis.sts import Correlation, Subset
+    from fairseq_sam.sentence_embedding import SentenceEmbedder
+
+_EPILOG = """\
+examples:
+  fairseq-sam sts minilm/model.pt SentEval/data/downstream
+  fairseq-sam sts checkpoints/checkpoint_last.pt SentEval/data/downstream --data data-bin \\
+      --tokenizer minilm/tokenizer.json --json sts.json
+  fairseq-sam sts checkpoint_last.pt SentEval/data/downstream --data data-bin --dev
+
+Reports Spearman's correlation (in per cent) between the cosine of two sentences' embeddings and
+people's scores, on STS12 to STS16 and the test sets of STS-B and SICK-R. "all" takes the pairs of
+all subsets together, which is what papers report; "mean" and "weighted" are means over subsets,
+the latter by number of pairs. Sets that are not there are skipped.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this subcommand's parser."""
+    parser = subparsers.add_parser(
+        "sts",
+        help="evaluate sentence embeddings on textual similarity",
+        description="Evaluates an encoder's sentence embeddings on semantic textual similarity.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an encoder")
+    parser.add_argument(
+        "folder", type=Path, metavar="SENTEVAL_DIR", help="SentEval's data/downstream"
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="where dict.txt is (default: beside CHECKPOINT)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="tokenizer.json of the encoder, or 'none' to split at spaces (default: the one beside "
+        "dict.txt or CHECKPOINT)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=("cls", "mean"),
+        help="first token or mean of all (default: the one trained with, or mean)",
+    )
+    parser.add_argument("--dev", action="store_true", help="only STS-B's development set")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates, prints, writes."""
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise CommandError(f"{args.json}: its directory does not exist")
+    try:
+        import fairseq  # noqa: F401
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise CommandError(f"needs {error.name}: pip install {error.name}") from error
+    import fairseq_sam
+    from fairseq_sam.analysis.sts import DataError, read_sets
+    from fairseq_sam.conversion.errors import ConversionError
+    from fairseq_sam.trained_model import LoadError
+
+    fairseq_sam.register()
+    try:
+        sets, missing = read_sets(args.folder, args.dev)
+        with only_warnings():
+            embed, pooling = _embedder(args)
+            correlations = _evaluate(sets, embed)
+    except (DataError, LoadError, ConversionError) as error:
+        raise CommandError(str(error)) from error
+    for line in missing:
+        print(line, file=sys.stderr)
+    _print(args, pooling, correlations)
+    if args.json is not None:
+        _write_json(_figures(args, pooling, correlations, missing), args.json)
+    return 0
+
+
+def _embedder(args: argparse.Namespace) -> Any:
+    """Returns the model as a function of sentences, and its pooling."""
+    import torch
+
+    from fairseq_sam.sentence_embedding import SentenceEmbedder
+    from fairseq_sam.trained_model import load_trained_model
+
+    data = str(args.checkpoint.parent) if args.data is None else args.data
+    if args.data is None and not os.path.isfile(os.path.join(data, "dict.txt")):
+        raise CommandError(f"{data}: has no dict.txt: give its directory with --data")
+    pieces = _tokenizer(args, data)
+    trained = load_trained_model(str(args.checkpoint), data)
+    if torch.cuda.is_available() and not args.cpu:
+        trained.model.cuda()
+    pooling = args.pooling or getattr(trained.cfg.criterion, "mirror_pooling", "mean")
+    return SentenceEmbedder(trained, pieces, str(pooling)), str(pooling)
+
+
+def _tokenizer(args: argparse.Namespace, data: str) -> Callable[[str], List[str]]:
+    from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
+
+    if args.tokenizer == "none":
+        return str.split
+    if args.tokenizer is not None:
+        return load_tokenizer(Path(args.tokenizer))
+    for folder in (Path(data), args.checkpoint.parent):
+        if (folder / FILE_NAME).is_file():
+            return load_tokenizer(folder / FILE_NAME)
+    raise CommandError(
+        f"{data}: has no {FILE_NAME}: give it with --tokenizer, or split at spaces with "
+        "--tokenizer none"
+    )
+
+
+def _evaluate(sets: Dict[str, List[Subset]], embed: SentenceEmbedder) -> Dict[str, Correlation]:
+    from tqdm import tqdm
+
+    from fairseq_sam.analysis.sts import evaluate
+
+    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
+    progress = tqdm(sets.items(), file=sys.stderr, delay=quiet, mininterval=quiet or 0.1)
+    return {name: evaluate(subsets, embed) for name, subsets in progress}
+
+
+def _print(args: argparse.Namespace, pooling: str, correlations: Dict[str, Correlation]) -> None:
+    from fairseq_sam.analysis.sts import average
+
+    print(f"{args.checkpoint}: Spearman's correlation in per cent, {pooling} pooling")
+    print(f"{'':<10}{'pairs':>8}{'all':>8}{'mean':>8}{'weighted':>10}")
+    for name, found in correlations.items():
+        means = f"{found.mean:8.2f}{found.weighted_mean:10.2f}"
+        print(f"{name:<10}{found.num_pairs:8d}{found.all:8.2f}{means}")
+    if len(correlations) > 1:
+        print(f"{'average':<10}{'':8}{average(correlations):8.2f}")
+
+
+def _figures(
+    args: argparse.Namespace, pooling: str, correlations: Dict[str, Correlation], missing: List[str]
+) -> Dict[str, Any]:
+    from fairseq_sam.analysis.sts import average
+
+    sets = {
+        name: {**found._asdict(), "subsets": dict(found.subsets)}
+        for name, found in correlations.items()
+    }
+    return {
+        "checkpoint": str(args.checkpoint),
+        "pooling": pooling,
+        "unit": "Spearman's correlation, per cent",
+        "sets": sets,
+        "average": average(correlations),
+        "missing": missing,
+    }
+
+
+def _without_nan(content: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(content, dict):
+        return {key: _without_nan(value) for key, value in content.items()}
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
+def _write_json(content: Dict[str, Any], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    try:
+        temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CommandError(f"{path}: cannot write ({error.strerror})") from None

@@ -1,0 +1,1 @@
+"""Encoders from elsewhere as fairseq checkpoints (``fairseq-sam convert``)."""

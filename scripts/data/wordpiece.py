@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Encodes text as the pieces that a converted encoder's dict.txt lists: stdin to stdout.
+
+Example:
+    fairseq-sam convert all-MiniLM-L6-v2 minilm
+    wordpiece.py minilm < train.txt > train.pieces
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.conversion.errors import ConversionError
+from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
+
+
+def main() -> int:
+    """Encodes every line; empty ones stay, so that parallel files keep their lines."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "tokenizer", type=Path, help=f"a {FILE_NAME}, or the folder that fairseq-sam convert wrote"
+    )
+    args = parser.parse_args()
+    path = args.tokenizer / FILE_NAME if args.tokenizer.is_dir() else args.tokenizer
+    try:
+        pieces = load_tokenizer(path)
+    except ConversionError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[attr-defined]
+    for line in sys.stdin:
+        print(" ".join(pieces(line.rstrip("\n"))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
