@@ -55,6 +55,11 @@ Examples:
 END
 }
 
+set_argument() {
+    [[ -z "$TASK" ]] || return 1
+    TASK="$1"
+}
+
 set_option() {
     case "$1" in
         --model) MODEL="$2" ;;
@@ -134,7 +139,7 @@ recipe_flags() { # SEED
     count_updates
     RECIPE_FLAGS=(--user-dir "$ROOT/fairseq_sam" --task sentence_prediction --num-classes "$CLASSES"
         --init-token 0 "${MODEL_FLAGS[@]}" --finetune-from-model "$MODEL_FILE"
-        --max-positions 512 --shorten-method truncate
+        --shorten-method truncate
         --required-batch-size-multiple 1 --criterion per_sentence_sentence_prediction
         --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.1 --adam-betas '(0.9, 0.98)' --adam-eps 1e-06
         --clip-norm 0.0 --lr-scheduler polynomial_decay --lr "$LEARNING_RATE"
@@ -222,7 +227,7 @@ choose_model() {
         MODEL_FLAGS=("${FLAGS[@]}") MODEL_FILE="$MODEL/model.pt" DICTIONARY="$MODEL/dict.txt"
         ENCODE=(env PYTHONPATH="$ROOT" "$PYTHON" "$ROOT/scripts/data/wordpiece.py" "$MODEL")
     else
-        MODEL_FLAGS=(--arch "$ARCH" --separator-token 2) MODEL_FILE="$MODEL" DICTIONARY="$bpe/dict.txt"
+        MODEL_FLAGS=(--arch "$ARCH" --max-positions 512 --separator-token 2) MODEL_FILE="$MODEL" DICTIONARY="$bpe/dict.txt"
         ENCODE=("$PYTHON" "$ROOT/scripts/data/gpt2_bpe.py" --encoder-json "$bpe/encoder.json"
             --vocab-bpe "$bpe/vocab.bpe")
     fi
@@ -246,10 +251,6 @@ count_updates() {
 }
 
 main() {
-    if (($#)) && [[ "$1" != -* ]]; then
-        TASK="$1"
-        shift
-    fi
     parse_options "$@"
     check_options
     start_experiment "glue-$TASK" "$(settings)"

@@ -7,6 +7,9 @@
 # shellcheck disable=SC2034  # read by the scripts
 INSTALL=1
 
+# set_argument WORD: what stands without an option. A script that wants one defines it anew.
+set_argument() { return 1; }
+
 # need_value OPTION COUNT_OF_WORDS_LEFT: an option that came last has no value.
 need_value() { (($2 >= 2)) || misuse "$1 needs a value"; }
 
@@ -29,7 +32,7 @@ parse_options() {
                     shift
                 fi
                 ;;
-            *) misuse "unexpected argument $1" ;;
+            *) set_argument "$1" || misuse "unexpected argument $1" ;;
         esac
         shift
     done

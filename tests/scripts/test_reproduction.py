@@ -7,15 +7,12 @@ import json
 import os
 import random
 import re
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,22 +25,22 @@ from tests.scripts.made_text import (
     write_parallel,
     write_side,
 )
+from tests.scripts.script_runs import (
+    BASH,
+    ROOT,
+    command,
+    dry_run,
+    flags,
+    needs_text_packages,
+    run,
+    trainings,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("iwslt14_de_en", "iwslt15_en_vi", "bart_cnn_dm")
-BASH = shutil.which("bash")
 
 pytestmark = [
     pytest.mark.skipif(BASH is None, reason="there is no bash"),
 ]
-needs_text_packages = pytest.mark.skipif(
-    any(
-        __import__("importlib.util").util.find_spec(name) is None
-        for name in ("sacremoses", "subword_nmt", "sacrebleu", "rouge_score")
-    ),
-    reason="the packages of the extra 'reproduce' are not there",
-)
-
 # papers/SPEC.md §6, from GA-SAM's Appendix C.2.
 RADII = {
     "iwslt14_de_en": {
@@ -62,40 +59,6 @@ RADII = {
     },
 }
 EPOCHS = {"iwslt14_de_en": "70", "iwslt15_en_vi": "52"}
-
-
-def command(name, *arguments):
-    install = ["--no-install", "--python", sys.executable]
-    return [BASH, str(ROOT / "scripts" / f"{name}.sh"), *install, *map(str, arguments)]
-
-
-def run(name, *arguments, **options):
-    options.setdefault("stdout", subprocess.PIPE)
-    options.setdefault("stderr", subprocess.STDOUT)
-    return subprocess.run(command(name, *arguments), stdin=subprocess.DEVNULL, text=True, **options)
-
-
-def dry_run(name, *arguments):
-    """Returns the commands of a dry run as lists of words."""
-    result = run(name, "--dry-run", *arguments, stderr=subprocess.PIPE)
-    assert result.returncode == 0, result.stderr
-    return [shlex.split(line, comments=True) for line in result.stdout.splitlines() if line]
-
-
-def trainings(commands, save_dir):
-    """Returns the flags of the fairseq-train that saves into a directory ending so."""
-    found = [c for c in commands if "fairseq_cli.train" in c and flags(c)["--save-dir"] == save_dir]
-    assert len(found) == 1
-    return flags(found[0])
-
-
-def flags(words):
-    """Reads --name value pairs; a flag without a value has True."""
-    found = {}
-    for word, following in zip(words, [*words[1:], "--"]):
-        if word.startswith("--"):
-            found[word] = True if following.startswith("--") else following
-    return found
 
 
 class TestFullSize:
@@ -249,7 +212,7 @@ class TestManners:
         [
             (["--methods", "adamw"], "--methods adamw: choose from"),
             (["--methods", "sam@x"], "--methods sam@x: the radius x: a number above 0"),
-            (["--methods", "baseline@1"], "the baseline has no radius"),
+            (["--methods", "baseline@1"], "baseline has no radius"),
             (["--seeds", "1,b"], "--seeds b: a whole number"),
             (["--seeds", ","], "--seeds: at least one"),
             (["--stage", "7"], "--stage 7: a whole number from 1 to 6"),
