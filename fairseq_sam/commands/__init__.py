@@ -11,10 +11,10 @@ import argparse
 import sys
 from typing import List, NoReturn, Optional
 
-from fairseq_sam.commands import average, report, risk, user_dir
+from fairseq_sam.commands import average, gradients, report, risk, spectrum, user_dir
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, average, report, risk)
+SUBCOMMANDS = (user_dir, average, report, risk, spectrum, gradients)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,245 @@
+"""Eigenvalues, trace and spectral density of a symmetric matrix known by its products alone.
+
+A *product* is a function from a vector [n] to the matrix times it. Every random draw comes from a
+seed, so that a measurement can be repeated.
+
+Imports nothing of fairseq; scipy where ARPACK is needed.
+
+Example:
+    >>> diagonal = np.array([3.0, -1.0, 2.0])
+    >>> top_eigenvalues(lambda v: diagonal * v, 3, count=2).tolist()
+    [3.0, 2.0]
+    >>> hutchinson_trace(lambda v: diagonal * v, 3, num_probes=5)
+    Trace(mean=4.0, standard_error=0.0)
+"""
+
+import math
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+
+Product = Callable[[np.ndarray], np.ndarray]
+
+_EXTRA_STEPS = 3
+"""Vectors that ARPACK holds beside its basis."""
+
+
+class NotConverged(Exception):
+    """The eigenvalues were not found to the tolerance; the text is one line that says so."""
+
+
+class Trace(NamedTuple):
+    """A trace: its estimate and that one's standard error (0: exact; None: a single draw)."""
+
+    mean: float
+    standard_error: Optional[float]
+
+
+class Density(NamedTuple):
+    """A spectrum as a discrete distribution: where its mass lies, and how much there.
+
+    Attributes:
+        nodes: eigenvalues, or points that stand for them; ascending.
+        weights: the share of all n eigenvalues at each; they sum to 1.
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+
+
+def basis_size(count: int, size: int, itemsize: int = 4, memory: Optional[int] = None) -> int:
+    """Returns how many Lanczos vectors to keep for so many eigenvalues.
+
+    2k + 1 (ARPACK's advice) where half the memory holds them, fewer where it does not, but never
+    under k + max(5, k / 5): with less room the iteration restarts too often to get anywhere.
+
+    Args:
+        count: k.
+        size: n.
+        itemsize: bytes of a number.
+        memory: bytes that are free, if known.
+    """
+    best, least = max(2 * count + 1, 20), count + max(5, count // 5)
+    if memory is not None:
+        best = max(least, min(best, memory // 2 // (size * itemsize) - _EXTRA_STEPS))
+    return min(best, size)
+
+
+def basis_memory(vectors: int, size: int, itemsize: int = 4) -> int:
+    """Returns the bytes that so many Lanczos vectors take."""
+    return (vectors + _EXTRA_STEPS) * size * itemsize
+
+
+def top_eigenvalues(
+    product: Product,
+    size: int,
+    count: int = 50,
+    tolerance: float = 1e-3,
+    vectors: Optional[int] = None,
+    dtype: "np.dtype | type" = np.float64,
+    seed: int = 1,
+) -> np.ndarray:
+    """Returns the largest eigenvalues (algebraically), the largest first.
+
+    Implicitly restarted Lanczos (ARPACK by scipy's ``eigsh``). A matrix with no more rows than
+    Lanczos vectors is put together and decomposed as a whole.
+
+    Args:
+        product: v to the matrix times v.
+        size: n.
+        count: k.
+        tolerance: ARPACK's: each eigenvalue is within tolerance · |eigenvalue| of a true one,
+            up to the rounding of the products.
+        vectors: the number of Lanczos vectors; default :func:`basis_size`.
+        dtype: of the vectors.
+        seed: of the first vector.
+
+    Raises:
+        ValueError: k is larger than n.
+        NotConverged: within 10 n products at most the tolerance was not reached.
+    """
+    if count > size:
+        raise ValueError(f"{count} eigenvalues of a matrix with {size} rows")
+    vectors = vectors or basis_size(count, size)
+    if vectors >= size:
+        return dense_eigenvalues(product, size, dtype)[:count]
+    from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
+
+    operator = LinearOperator((size, size), matvec=lambda v: product(v.ravel()), dtype=dtype)
+    start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    try:
+        values = eigsh(
+            operator,
+            k=count,
+            which="LA",
+            ncv=vectors,
+            tol=tolerance,
+            v0=start,
+            return_eigenvectors=False,
+        )
+    except ArpackNoConvergence as error:
+        raise NotConverged(
+            f"only {len(error.eigenvalues)} of {count} eigenvalues were found to a tolerance of "
+            f"{tolerance:g}: allow a larger one, or ask for fewer"
+        ) from error
+    except ArpackError as error:
+        raise NotConverged(f"the Lanczos iteration failed ({error})") from error
+    return np.sort(values.astype(np.float64))[::-1]
+
+
+def dense_eigenvalues(
+    product: Product, size: int, dtype: "np.dtype | type" = np.float64
+) -> np.ndarray:
+    """Returns all eigenvalues, the largest first, by n products."""
+    columns = [product(unit) for unit in np.eye(size, dtype=dtype)]
+    matrix = np.stack(columns).astype(np.float64)
+    return np.linalg.eigvalsh((matrix + matrix.T) / 2)[::-1]
+
+
+def hutchinson_trace(
+    product: Product,
+    size: int,
+    num_probes: int = 30,
+    dtype: "np.dtype | type" = np.float64,
+    seed: int = 1,
+) -> Trace:
+    """Estimates the trace as the mean of z · Hz over random signs z (Hutchinson 1990).
+
+    The standard error is that of the probes, not of the data. For signs the variance of one probe
+    is 2 Σ_{i≠j} H_ij²: a diagonal matrix has none.
+    """
+    rng = np.random.default_rng(seed)
+    values = []
+    for _ in range(num_probes):
+        signs = _signs(rng, size, dtype)
+        values.append(float(np.dot(signs, product(signs))))
+    return mean_and_error(values)
+
+
+def mean_and_error(values: Sequence[float]) -> Trace:
+    """Returns the mean of independent estimates and its standard error.
+
+    >>> mean_and_error([1.0, 3.0])
+    Trace(mean=2.0, standard_error=1.0)
+    """
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Trace(float(np.mean(values)), error)
+
+
+def lanczos_density(
+    product: Product,
+    size: int,
+    num_steps: int = 60,
+    num_probes: int = 2,
+    dtype: "np.dtype | type" = np.float64,
+    seed: int = 1,
+) -> Density:
+    """Approximates the distribution of all eigenvalues by Lanczos quadrature.
+
+    Golub & Meurant 1994; Ubaru, Chen & Saad 2017; Ghorbani et al. 2019 for neural networks. Each
+    probe gives a Gauss quadrature: with m steps, the first 2m − 1 moments of z's own spectrum.
+    Lanczos runs without reorthogonalisation, which the quadrature does not need (Greenbaum 1989),
+    so three vectors are all it holds.
+
+    Args:
+        product: as in :func:`top_eigenvalues`.
+        size: n.
+        num_steps: m, products for each probe.
+        num_probes: how many random starts are averaged.
+        dtype: of the vectors.
+        seed: of the starts.
+    """
+    rng = np.random.default_rng(seed)
+    nodes, weights = [], []
+    for _ in range(num_probes):
+        diagonal, off_diagonal = _lanczos(product, _signs(rng, size, dtype), min(num_steps, size))
+        values, vectors = np.linalg.eigh(_tridiagonal(diagonal, off_diagonal))
+        nodes.append(values)
+        weights.append(vectors[0] ** 2 / num_probes)
+    order = np.argsort(np.concatenate(nodes))
+    return Density(np.concatenate(nodes)[order], np.concatenate(weights)[order])
+
+
+def smooth(
+    density: Density, points: int = 400, width: float = 0.01
+) -> Tuple[np.ndarray, np.ndarray]:
+    """Returns a grid and the density there, each node a Gaussian.
+
+    Args:
+        density: the nodes.
+        points: of the grid.
+        width: the Gaussian's standard deviation, as a share of the range of the nodes.
+    """
+    low, high = float(density.nodes[0]), float(density.nodes[-1])
+    sigma = width * (high - low) or 1e-3 * abs(high) or 1e-3
+    grid = np.linspace(low - 4 * sigma, high + 4 * sigma, points)
+    bells = np.exp(-0.5 * ((grid[:, None] - density.nodes) / sigma) ** 2)
+    return grid, bells @ density.weights / (sigma * math.sqrt(2 * math.pi))
+
+
+def _signs(rng: np.random.Generator, size: int, dtype: "np.dtype | type") -> np.ndarray:
+    signs = rng.integers(0, 2, size, dtype=np.int8) * np.int8(2) - np.int8(1)
+    return signs.astype(dtype)
+
+
+def _lanczos(product: Product, start: np.ndarray, steps: int) -> Tuple[List[float], List[float]]:
+    """Returns the diagonal and the off-diagonal of the tridiagonal matrix of some steps."""
+    current, previous = start / np.linalg.norm(start), np.zeros_like(start)
+    diagonal: List[float] = []
+    off_diagonal: List[float] = []
+    largest = 0.0
+    for _ in range(steps):
+        following = product(current) - (off_diagonal[-1] if off_diagonal else 0.0) * previous
+        diagonal.append(float(np.dot(following, current)))
+        following = following - diagonal[-1] * current
+        length = float(np.linalg.norm(following))
+        largest = max(largest, abs(diagonal[-1]), length)
+        if length <= 10 * np.finfo(start.dtype).eps * largest:
+            break  # the start lies in an invariant subspace, whose spectrum is now known
+        off_diagonal.append(length)
+        previous, current = current, (following / length).astype(start.dtype)
+    return diagonal, off_diagonal[: len(diagonal) - 1]
+
+
+def _tridiagonal(diagonal: List[float], off_diagonal: List[float]) -> np.ndarray:
+    return np.diag(diagonal) + np.diag(off_diagonal, 1) + np.diag(off_diagonal, -1)

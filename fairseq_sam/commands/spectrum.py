@@ -1,0 +1,381 @@
+"""``fairseq-sam spectrum``: eigenvalues, trace and density of the Hessian and of the Fisher."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from fairseq_sam.commands.checkpoint_data import (
+    add_batch_arguments,
+    add_data_arguments,
+    add_output_arguments,
+    check_output_arguments,
+    explaining,
+    load_dataset_loss,
+    load_plugins,
+    only_warnings,
+    write_figures,
+)
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.plot_file import short_names, writing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.analysis.measured_spectrum import MeasuredSpectrum
+
+_EPILOG = """\
+examples:
+  fairseq-sam spectrum data-bin checkpoints/checkpoint_best.pt --max-sentences 100
+  fairseq-sam spectrum data-bin adam.pt ga_sam.pt --max-sentences 500 --out spectrum.pdf
+  fairseq-sam spectrum data-bin adam.pt --matrix empirical-fisher --json fisher.json
+
+Every matrix is that of the mean loss per unit (token, or sentence in classification), in nats, at
+the checkpoint's weights and without dropout:
+  hessian            second derivatives, by products with vectors that go forward and twice
+                     backward through the data; eigenvalues by Lanczos (scipy's eigsh), trace by
+                     Hutchinson's random signs, whose standard error is given
+  empirical-fisher   sum over sentences of the outer product of the loss's gradient, over the number
+                     of units: the Hessian "under the Fisher assumption" (GA-SAM Fig. 3)
+  fisher             Monte Carlo: the same with labels that the model draws (--samples a sentence),
+                     each given the data's context; translation, language models, masked ones and
+                     classification. No label smoothing: the likelihood is the model's
+
+Tolerance: each of the Hessian's eigenvalues is within T times its own size of a true one, beside
+the rounding of float32 (about 1e-6 of the largest). The Fishers are decomposed exactly (but for
+the same rounding) through the Gram matrix of the gradients.
+
+Cost: the Hessian's k largest take about 3k to 10k products; a product costs as much as 2 to 3
+gradients of the data. Memory for 2k+1 vectors as large as the weights, or if need be for 1.2k: 100M
+weights and --top 50 take 25 to 42 GB, --top 10 takes 7 to 10 GB. The Fisher takes a gradient for
+each sentence and draw, or several where not all of them fit into memory at a time.
+"""
+
+MATRICES = ("hessian", "empirical-fisher", "fisher")
+_TITLES = {"hessian": "Hessian", "empirical-fisher": "empirical Fisher", "fisher": "Fisher"}
+
+
+class _Result(NamedTuple):
+    """A checkpoint's spectrum, and what it is of."""
+
+    checkpoint: str
+    spectrum: MeasuredSpectrum
+    loss: float
+    num_weights: int
+    num_sentences: int
+    sample_size: float
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds this subcommand's parser."""
+    parser = subparsers.add_parser(
+        "spectrum",
+        help="measure the curvature of checkpoints: eigenvalues and trace",
+        description="Measures the largest eigenvalues and the trace of the Hessian or the Fisher.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
+    parser.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints of fairseq-train"
+    )
+    _add_matrix_arguments(parser)
+    add_data_arguments(parser)
+    add_batch_arguments(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_matrix_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--matrix", choices=MATRICES, default="hessian", help="which (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--top",
+        type=count,
+        default=50,
+        metavar="K",
+        help="how many of the largest eigenvalues (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=positive,
+        default=1e-3,
+        metavar="T",
+        help="relative error of the Hessian's eigenvalues (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--trace-samples",
+        type=count,
+        default=30,
+        metavar="N",
+        help="random vectors for the Hessian's trace (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=count,
+        default=2,
+        metavar="N",
+        help="draws of each sentence's labels for --matrix fisher (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--density", action="store_true", help="measure where all the eigenvalues lie as well"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints, writes."""
+    check_output_arguments(args)
+    load_plugins(args.user_dir)
+    results = [_measure(args, checkpoint) for checkpoint in args.checkpoints]
+    _print(args, results)
+    if args.json is not None:
+        write_figures(_figures(args, results), args.json)
+    if args.out is not None:
+        _plot(args, results)
+    return 0
+
+
+def _measure(args: argparse.Namespace, checkpoint: str) -> _Result:
+    from fairseq_sam.analysis.spectrum import NotConverged
+
+    measure = _measure_hessian if args.matrix == "hessian" else _measure_fisher
+    try:
+        with explaining(checkpoint, args.data):
+            return measure(args, checkpoint)
+    except NotConverged as error:
+        raise CommandError(f"{checkpoint}: {error}") from error
+
+
+def _measure_hessian(args: argparse.Namespace, checkpoint: str) -> _Result:
+    from fairseq_sam.analysis.curvature import num_weights
+    from fairseq_sam.analysis.measured_spectrum import (
+        hessian_spectrum,
+        loss_and_sample_size,
+        memory_needed,
+    )
+    from fairseq_sam.analysis.memory import free_memory
+
+    # Recomputed activations, the way fairseq recomputes them, have no second derivative.
+    overrides = {"checkpoint_activations": False, "offload_activations": False}
+    _, dataset = load_dataset_loss(args, checkpoint, overrides)
+    size, memory = num_weights(dataset.weights), free_memory()
+    _check_top(args, checkpoint, size)
+    _warn_of_memory(memory_needed(dataset, args.top, memory), memory)
+    loss, sample_size = loss_and_sample_size(dataset)
+    with _counting("product") as after_each:
+        spectrum = hessian_spectrum(
+            dataset,
+            args.top,
+            args.tolerance,
+            args.trace_samples,
+            args.density,
+            memory,
+            args.seed,
+            after_each,
+        )
+    sentences = sum(_num_sentences(sample) for sample in dataset.samples)
+    return _Result(checkpoint, spectrum, loss, size, sentences, sample_size)
+
+
+def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> _Result:
+    from fairseq_sam.analysis import fisher, measured_spectrum
+    from fairseq_sam.analysis.curvature import num_weights, vector_type
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.analysis.memory import free_memory
+
+    drawn = args.matrix == "fisher"
+    model, criterion, sentences = _load_sentences(args, checkpoint)
+    dataset = DatasetLoss(model, criterion, sentences)
+    size, memory = num_weights(dataset.weights), free_memory()
+    _check_top(args, checkpoint, size)
+    loss, sample_size = measured_spectrum.loss_and_sample_size(dataset)
+    with dataset.evaluating():
+        losses = _drawn_losses(args, dataset) if drawn else _own_losses(dataset)
+        held = len(losses)
+        if memory is not None:
+            held = min(held, fisher.rows_in_memory(
+                size, vector_type(dataset.weights).itemsize, memory))  # fmt: skip
+        with _counting("gradient", fisher.num_gradients(len(losses), held)) as after_each:
+            spectrum = measured_spectrum.fisher_spectrum(
+                dataset.weights,
+                losses,
+                sample_size,
+                args.top,
+                args.samples if drawn else 1,
+                drawn,
+                args.density,
+                held,
+                after_each,
+            )
+    return _Result(checkpoint, spectrum, loss, size, len(sentences), sample_size)
+
+
+def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any, List[Any]]:
+    """Returns the model, its per-sentence criterion, and the sentences one by one.
+
+    Raises:
+        CommandError: something is missing, damaged, or does not fit.
+    """
+    import torch
+
+    from fairseq_sam import trained_model
+
+    try:
+        with only_warnings():
+            trained = trained_model.load_trained_model(checkpoint, args.data)
+            _, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
+            if torch.cuda.is_available() and not args.cpu:
+                trained.model.cuda()
+                criterion.cuda()
+            _, sentences = trained_model.single_sentences(
+                trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
+            )
+            return trained.model, criterion, list(sentences)
+    except trained_model.LoadError as error:
+        raise CommandError(str(error)) from error
+
+
+def _own_losses(dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
+    """Returns the losses of the data's own labels, one function a sentence."""
+
+    criterion: Any = dataset.criterion
+
+    def of(sample: Dict[str, Any]) -> Callable[[], Tensor]:
+        return lambda: criterion.losses_only(dataset.model, sample).sum()
+
+    return [of(sample) for sample in dataset.samples]
+
+
+def _drawn_losses(args: argparse.Namespace, dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
+    """Returns the losses of drawn labels: all sentences once, all of them again, and so on."""
+    import torch
+
+    from fairseq_sam.criterions.drawn_labels import DRAWN, DrawnLabels
+
+    criterion: Any = dataset.criterion
+    try:
+        drawing = DrawnLabels(criterion)
+    except ValueError as error:
+        raise CommandError(f"--matrix fisher: {error}") from error
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def of(sample: Dict[str, Any]) -> Callable[[], Tensor]:
+        labelled = {**sample, DRAWN: drawing.draw(dataset.model, sample, generator)}
+        return lambda: drawing.losses_only(dataset.model, labelled)
+
+    return [of(sample) for _ in range(args.samples) for sample in dataset.samples]
+
+
+def _check_top(args: argparse.Namespace, checkpoint: str, size: int) -> None:
+    if args.top > size:
+        raise CommandError(f"--top {args.top}: {checkpoint} has only {size} weights")
+
+
+def _warn_of_memory(needed: int, free: Optional[int]) -> None:
+    if free is not None and needed > free:
+        print(
+            f"fairseq-sam spectrum: warning: the Lanczos vectors take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: a smaller --top takes less",
+            file=sys.stderr,
+        )
+
+
+def _num_sentences(sample: Dict[str, Any]) -> int:
+    return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+
+
+@contextlib.contextmanager
+def _counting(unit: str, total: Optional[int] = None) -> Iterator[Callable[[], object]]:
+    """Shows a progress bar on stderr; yields what to call after each step."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
+    with tqdm(
+        total=total, unit=unit, file=sys.stderr, delay=quiet, mininterval=quiet or 0.1
+    ) as bar:
+        yield bar.update
+
+
+_RANKS = (1, 2, 3, 5, 10, 20, 30, 50, 100)
+
+
+def _print(args: argparse.Namespace, results: List[_Result]) -> None:
+    title = _TITLES[args.matrix]
+    for result in results:
+        values = result.spectrum.eigenvalues
+        print(
+            f"{result.checkpoint}, {args.subset}: {result.num_sentences} sentences, "
+            f"{result.num_weights} weights, loss {result.loss:.4f}"
+        )
+        print(f"{title} of the loss, nats per unit ({_accuracy(args)})")
+        print(f"{'trace':<16}{result.spectrum.trace.mean:12.5g}  {_error(result)}")
+        for rank in (rank for rank in _RANKS if rank <= len(values)):
+            print(f"{f'eigenvalue {rank}':<16}{values[rank - 1]:12.5g}")
+
+
+def _accuracy(args: argparse.Namespace) -> str:
+    if args.matrix == "hessian":
+        return f"eigenvalues to a tolerance of {args.tolerance:g}"
+    return "Monte Carlo" if args.matrix == "fisher" else "exact but for rounding"
+
+
+def _error(result: _Result) -> str:
+    error = result.spectrum.trace.standard_error
+    if error == 0:
+        return "exact"
+    return "standard error " + ("unknown" if error is None else f"{error:.3g}")
+
+
+def _figures(args: argparse.Namespace, results: List[_Result]) -> Dict[str, Any]:
+    hessian, drawn = args.matrix == "hessian", args.matrix == "fisher"
+    return {
+        "data": args.data,
+        "subset": args.subset,
+        "criterion": args.criterion,
+        "matrix": args.matrix,
+        "unit": "nats per unit",
+        "tolerance": args.tolerance if hessian else None,
+        "trace_samples": args.trace_samples if hessian else None,
+        "samples": args.samples if drawn else None,
+        "seed": args.seed,
+        "checkpoints": [_result_figures(result) for result in results],
+    }
+
+
+def _result_figures(result: _Result) -> Dict[str, Any]:
+    spectrum = result.spectrum
+    figures = {
+        "checkpoint": result.checkpoint,
+        "loss": result.loss,
+        "num_weights": result.num_weights,
+        "num_sentences": result.num_sentences,
+        "sample_size": result.sample_size,
+        "trace": {"mean": spectrum.trace.mean, "standard_error": spectrum.trace.standard_error},
+        "eigenvalues": spectrum.eigenvalues.tolist(),
+    }
+    if spectrum.density is not None:
+        figures["density"] = {
+            "nodes": spectrum.density.nodes.tolist(),
+            "weights": spectrum.density.weights.tolist(),
+        }
+    return figures
+
+
+def _plot(args: argparse.Namespace, results: List[_Result]) -> None:
+    from fairseq_sam.analysis.spectrum import smooth
+    from fairseq_sam.reporting.spectrum_plot import write_spectrum_plot
+
+    names = short_names(args.checkpoints)
+    spectra = {name: r.spectrum.eigenvalues.tolist() for name, r in zip(names, results)}
+    densities = {
+        name: smooth(r.spectrum.density)
+        for name, r in zip(names, results)
+        if r.spectrum.density is not None
+    }
+    with writing(args.out):
+        write_spectrum_plot(spectra, densities, _TITLES[args.matrix], args.out)
