@@ -18,10 +18,13 @@ from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
+from fairseq_sam.analysis.restarted_lanczos import largest_eigenvalues
+
 Product = Callable[[np.ndarray], np.ndarray]
 
-_EXTRA_STEPS = 3
-"""Vectors that ARPACK holds beside its basis."""
+_EXTRA_VECTORS = 5  # what a Lanczos iteration holds beside its basis
+_MOST_ENTRIES = 2**31 - 1  # of a basis that ARPACK in scipy can address
+_MOST_PRODUCTS = 1000  # for each eigenvalue; ARPACK counts restarts
 
 
 class NotConverged(Exception):
@@ -61,13 +64,13 @@ def basis_size(count: int, size: int, itemsize: int = 4, memory: Optional[int] =
     """
     best, least = max(2 * count + 1, 20), count + max(5, count // 5)
     if memory is not None:
-        best = max(least, min(best, memory // 2 // (size * itemsize) - _EXTRA_STEPS))
+        best = max(least, min(best, memory // 2 // (size * itemsize) - _EXTRA_VECTORS))
     return min(best, size)
 
 
 def basis_memory(vectors: int, size: int, itemsize: int = 4) -> int:
     """Returns the bytes that so many Lanczos vectors take."""
-    return (vectors + _EXTRA_STEPS) * size * itemsize
+    return (vectors + _EXTRA_VECTORS) * size * itemsize
 
 
 def top_eigenvalues(
@@ -81,32 +84,48 @@ def top_eigenvalues(
 ) -> np.ndarray:
     """Returns the largest eigenvalues (algebraically), the largest first.
 
-    Implicitly restarted Lanczos (ARPACK by scipy's ``eigsh``). A matrix with no more rows than
-    Lanczos vectors is put together and decomposed as a whole.
+    Restarted Lanczos: ARPACK by scipy's ``eigsh``, or where the basis has too many entries for it
+    :mod:`~fairseq_sam.analysis.restarted_lanczos`. A matrix with no more rows than Lanczos vectors
+    is put together and decomposed as a whole.
 
     Args:
         product: v to the matrix times v.
         size: n.
         count: k.
-        tolerance: ARPACK's: each eigenvalue is within tolerance · |eigenvalue| of a true one,
-            up to the rounding of the products.
+        tolerance: each pair found has ‖Av − λv‖ ≤ tolerance · |λ|, so that a true eigenvalue is
+            as near to λ as that, up to the rounding of the products.
         vectors: the number of Lanczos vectors; default :func:`basis_size`.
         dtype: of the vectors.
         seed: of the first vector.
 
     Raises:
         ValueError: k is larger than n.
-        NotConverged: within 10 n products at most the tolerance was not reached.
+        NotConverged: the tolerance was not reached within a great many products.
     """
     if count > size:
         raise ValueError(f"{count} eigenvalues of a matrix with {size} rows")
     vectors = vectors or basis_size(count, size)
     if vectors >= size:
         return dense_eigenvalues(product, size, dtype)[:count]
+    start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    if vectors * size > _MOST_ENTRIES:
+        values, found = largest_eigenvalues(
+            product, start, count, tolerance, vectors, _MOST_PRODUCTS * count
+        )
+        if found < count:
+            raise _not_converged(found, count, tolerance)
+        return values
+    return _by_arpack(product, start, count, tolerance, vectors)
+
+
+def _by_arpack(
+    product: Product, start: np.ndarray, count: int, tolerance: float, vectors: int
+) -> np.ndarray:
     from scipy.sparse.linalg import ArpackError, ArpackNoConvergence, LinearOperator, eigsh
 
-    operator = LinearOperator((size, size), matvec=lambda v: product(v.ravel()), dtype=dtype)
-    start = np.random.default_rng(seed).standard_normal(size).astype(dtype)
+    operator = LinearOperator(
+        (start.size, start.size), matvec=lambda v: product(v.ravel()), dtype=start.dtype
+    )
     try:
         values = eigsh(
             operator,
@@ -115,16 +134,21 @@ def top_eigenvalues(
             ncv=vectors,
             tol=tolerance,
             v0=start,
+            maxiter=_MOST_PRODUCTS,
             return_eigenvectors=False,
         )
     except ArpackNoConvergence as error:
-        raise NotConverged(
-            f"only {len(error.eigenvalues)} of {count} eigenvalues were found to a tolerance of "
-            f"{tolerance:g}: allow a larger one, or ask for fewer"
-        ) from error
+        raise _not_converged(len(error.eigenvalues), count, tolerance) from error
     except ArpackError as error:
         raise NotConverged(f"the Lanczos iteration failed ({error})") from error
     return np.sort(values.astype(np.float64))[::-1]
+
+
+def _not_converged(found: int, count: int, tolerance: float) -> NotConverged:
+    return NotConverged(
+        f"only {found} of {count} eigenvalues were found to a tolerance of {tolerance:g}: allow a "
+        "larger one, or ask for fewer"
+    )
 
 
 def dense_eigenvalues(

@@ -12,10 +12,10 @@ from fairseq_sam.commands.errors import CommandError
 
 
 def short_names(paths: Sequence[str]) -> List[str]:
-    """Returns the paths without the directories and the suffix that all of them share.
+    """Returns the paths without what all of them share at the beginning or at the end.
 
     >>> short_names(["runs/adam/seed1/average.pt", "runs/ga_sam/seed1/average.pt"])
-    ['adam/seed1', 'ga_sam/seed1']
+    ['adam', 'ga_sam']
     >>> short_names(["checkpoints/checkpoint1.pt", "checkpoints/checkpoint5.pt"])
     ['checkpoint1', 'checkpoint5']
     >>> short_names(["runs/adam/average.pt"])

@@ -242,7 +242,6 @@ def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any
 
 def _own_losses(dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
     """Returns the losses of the data's own labels, one function a sentence."""
-
     criterion: Any = dataset.criterion
 
     def of(sample: Dict[str, Any]) -> Callable[[], Tensor]:

@@ -69,7 +69,7 @@ def _draw_scales(axis: Any, scales: Sequence[Tuple[str, float, bool]], checkpoin
 
 def _draw_epochs(axis: Any, epochs: Sequence[Tuple[int, float]]) -> None:
     axis.plot(*zip(*epochs), **curve_style(0))
-    axis.set_yscale("log")
+    axis.set_ylim(bottom=0)
     axis.set_xlabel("epoch")
     axis.set_ylabel("norm of the whole gradient\n(as logged)")
     axis.xaxis.get_major_locator().set_params(integer=True)

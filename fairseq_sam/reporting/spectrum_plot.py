@@ -41,10 +41,10 @@ def _draw_eigenvalues(axis: Any, spectra: Mapping[str, Sequence[float]], matrix:
         axis.plot(ranks, values, markevery=max(1, len(values) // 10), **curve_style(index),
                   label=name)  # fmt: skip
     every: List[float] = [value for values in spectra.values() for value in values]
-    if min(every) > 0:
-        axis.set_yscale("log")
+    if min(every) >= 0 < max(every):  # the zeros of a Fisher of few sentences are left out
+        axis.set_yscale("log", nonpositive="mask")
     axis.set_xlabel("rank")
-    axis.set_ylabel(f"eigenvalue of the {matrix} (nats per unit)")
+    axis.set_ylabel(f"eigenvalue of the {matrix}\n(nats per unit)")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize="small")
 
@@ -61,6 +61,6 @@ def _draw_densities(
     axis.set_yscale("log")
     axis.set_ylim(top * 1e-9, top * 3)
     axis.set_xlabel(f"eigenvalue of the {matrix} (nats per unit)")
-    axis.set_ylabel("share of eigenvalues per unit of eigenvalue")
+    axis.set_ylabel("share of eigenvalues\n(per nat per unit)")
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
