@@ -22,7 +22,7 @@ def trained(shared_fairseq_train: Callable[..., Run]) -> Run:
     """A translation model, two epochs of it, that recomputes its activations."""
     flags = (
         "--optimizer sam --criterion label_smoothed_cross_entropy --label-smoothing 0.1 "
-        "--checkpoint-activations --share-all-embeddings --batch-size 48"
+        "--checkpoint-activations --share-decoder-input-output-embed --batch-size 48"
     )
     return shared_fairseq_train(flags, "--max-epoch 2 --save-interval 1", validate=True)
 

@@ -17,13 +17,16 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.analysis.curvature import flatten, num_weights, vector_type
-from fairseq_sam.analysis.spectrum import Density
+from fairseq_sam.analysis.spectral_density import Density
 
+_UNKNOWN = 64  # gradients to hold where nothing is known of the memory
 _CHUNK = 8  # gradients that pass by the held ones at a time
 
 
-def rows_in_memory(size: int, itemsize: int, memory: int) -> int:
+def rows_in_memory(size: int, itemsize: int, memory: Optional[int]) -> int:
     """Returns how many gradients half of some memory (bytes) holds beside those passing by."""
+    if memory is None:
+        return _UNKNOWN
     return max(1, memory // 2 // (size * itemsize) - _CHUNK)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fairseq_sam.analysis import fisher, spectrum
 from fairseq_sam.analysis.curvature import Hessian, num_weights, vector_type
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
+from fairseq_sam.analysis.spectral_density import Density, lanczos_density
 
 
 class MeasuredSpectrum(NamedTuple):
@@ -32,7 +33,7 @@ class MeasuredSpectrum(NamedTuple):
 
     eigenvalues: np.ndarray
     trace: spectrum.Trace
-    density: Optional[spectrum.Density]
+    density: Optional[Density]
 
 
 def hessian_spectrum(
@@ -74,7 +75,7 @@ def hessian_spectrum(
     return MeasuredSpectrum(
         spectrum.top_eigenvalues(product, size, count, tolerance, vectors, dtype, seed),
         spectrum.hutchinson_trace(product, size, num_probes, dtype, seed),
-        spectrum.lanczos_density(product, size, dtype=dtype, seed=seed) if with_density else None,
+        lanczos_density(product, size, dtype=dtype, seed=seed) if with_density else None,
     )
 
 

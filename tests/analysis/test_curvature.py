@@ -235,10 +235,10 @@ def test_imports_nothing_of_fairseq(module: str) -> None:
 
 
 def test_examples() -> None:
-    from fairseq_sam.analysis import fisher, gradient_norms, spectrum
+    from fairseq_sam.analysis import fisher, gradient_norms, spectral_density, spectrum
     from fairseq_sam.commands import plot_file
 
-    for module in (fisher, gradient_norms, spectrum, plot_file):
+    for module in (fisher, gradient_norms, spectral_density, spectrum, plot_file):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

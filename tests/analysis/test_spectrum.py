@@ -9,6 +9,7 @@ import torch
 from fairseq_sam.analysis import spectrum
 from fairseq_sam.analysis.curvature import Hessian
 from fairseq_sam.analysis.measured_spectrum import hessian_spectrum
+from fairseq_sam.analysis.spectral_density import lanczos_density, smooth
 from fairseq_sam.criterions.float64 import preserve_float64
 from tests.analysis.test_curvature import (
     TextCNN,
@@ -113,7 +114,7 @@ class TestTrace:
 
 class TestDensity:
     def test_moments_are_those_of_the_matrix(self) -> None:
-        found = spectrum.lanczos_density(product, SIZE, num_steps=40, num_probes=200)
+        found = lanczos_density(product, SIZE, num_steps=40, num_probes=200)
         assert found.weights.sum() == pytest.approx(1)
         assert (np.diff(found.nodes) >= 0).all()
         assert found.nodes[-1] == pytest.approx(50)
@@ -132,21 +133,21 @@ class TestDensity:
             starts.append(vector)
             return product(vector)
 
-        found = spectrum.lanczos_density(watched, SIZE, num_steps=3, num_probes=1)
+        found = lanczos_density(watched, SIZE, num_steps=3, num_probes=1)
         start = starts[0]
         for power in range(6):
             wanted = start @ np.linalg.matrix_power(MATRIX, power) @ start
             assert found.weights @ found.nodes**power == pytest.approx(wanted)
 
     def test_a_multiple_of_the_identity_ends_after_one_step(self) -> None:
-        found = spectrum.lanczos_density(lambda v: 2 * v, 50, num_probes=2)
+        found = lanczos_density(lambda v: 2 * v, 50, num_probes=2)
         assert found.nodes == pytest.approx([2, 2])
-        grid, values = spectrum.smooth(found)
+        grid, values = smooth(found)
         assert grid[0] < 2 < grid[-1]
         assert np.isfinite(values).all()
 
     def test_smooth_keeps_the_mass(self) -> None:
-        grid, values = spectrum.smooth(spectrum.lanczos_density(product, SIZE))
+        grid, values = smooth(lanczos_density(product, SIZE))
         assert values.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-3)
 
 
