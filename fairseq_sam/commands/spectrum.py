@@ -40,7 +40,7 @@ the same rounding) through the Gram matrix of the gradients.
 
 Cost: the Hessian's k largest take about 3k to 10k products; a product costs as much as 2 to 3
 gradients of the data. Memory for 2k+1 vectors as large as the weights, or if need be for 1.2k: 100M
-weights and --top 50 take 25 to 42 GB, --top 10 takes 7 to 10 GB. The Fisher takes a gradient for
+weights and --top 50 take 26 to 42 GB, --top 10 takes 8 to 10 GB. The Fisher takes a gradient for
 each sentence and draw, or several where not all of them fit into memory at a time.
 """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from fairseq_sam.reporting.print_style import COLORS, curve_style, new_figure
+from fairseq_sam.reporting.print_style import COLORS, curve_style, new_figure, use_log_scale
 
 
 def write_gradients_plot(
@@ -44,7 +44,7 @@ def _draw_layers(
         axis.plot(range(len(layers)), heights, label=name, **curve_style(index))
     axis.set_xticks(range(len(layers)))
     axis.set_xticklabels(layers, rotation=60, ha="right", rotation_mode="anchor", fontsize="small")
-    axis.set_yscale("log")
+    use_log_scale(axis)
     axis.set_ylabel("gradient strength ‖g‖/√n\n(nats per unit and weight)")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize="small")
@@ -60,7 +60,7 @@ def _draw_scales(axis: Any, scales: Sequence[Tuple[str, float, bool]], checkpoin
     for is_noise, marker, color, label in looks:
         if groups[is_noise]:
             axis.scatter(*zip(*groups[is_noise]), marker=marker, color=color, s=18, label=label)
-    axis.set_yscale("log")
+    use_log_scale(axis)
     axis.set_xlabel("tensor, in the model's order")
     axis.set_ylabel(f"T of GA-SAM without its floor\n({checkpoint})")
     axis.grid(alpha=0.3)

@@ -24,6 +24,14 @@ def curve_style(index: int) -> Dict[str, Any]:
     }
 
 
+def use_log_scale(axis: Any) -> None:
+    """Makes the y axis logarithmic, with plain numbers; what is not positive is left out."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_yscale("log", nonpositive="mask")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
 @contextlib.contextmanager
 def new_figure(rows: int, columns: int, width: float, height: float, path: Path) -> Iterator[Any]:
     """Yields an array of axes, and writes the figure when the block ends without an error.

@@ -7,7 +7,7 @@ from typing import Any, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from fairseq_sam.reporting.print_style import COLORS, LINES, curve_style, new_figure
+from fairseq_sam.reporting.print_style import COLORS, LINES, curve_style, new_figure, use_log_scale
 
 
 def write_spectrum_plot(
@@ -42,7 +42,7 @@ def _draw_eigenvalues(axis: Any, spectra: Mapping[str, Sequence[float]], matrix:
                   label=name)  # fmt: skip
     every: List[float] = [value for values in spectra.values() for value in values]
     if min(every) >= 0 < max(every):  # the zeros of a Fisher of few sentences are left out
-        axis.set_yscale("log", nonpositive="mask")
+        use_log_scale(axis)
     axis.set_xlabel("rank")
     axis.set_ylabel(f"eigenvalue of the {matrix}\n(nats per unit)")
     axis.grid(alpha=0.3, which="both")
@@ -58,7 +58,7 @@ def _draw_densities(
             linewidth=1.2, label=name,
         )  # fmt: skip
     top = max(max(values) for _, values in densities.values())
-    axis.set_yscale("log")
+    use_log_scale(axis)
     axis.set_ylim(top * 1e-9, top * 3)
     axis.set_xlabel(f"eigenvalue of the {matrix} (nats per unit)")
     axis.set_ylabel("share of eigenvalues\n(per nat per unit)")
