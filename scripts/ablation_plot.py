@@ -97,7 +97,7 @@ def main() -> int:
     sources = {"measured": with_default(measured(args.runs, args.metric), args.radius)}
     if args.paper:
         sources["paper"] = with_default(published(args.paper, args.metric), args.radius)
-    with figure_file(args.out, panels=len(PANELS)) as (_, axes):
+    with figure_file(args.out, rows=len(PANELS)) as (_, axes):
         for axis, panel in zip(axes, PANELS):
             draw(axis, sources, *panel)
             axis.set_ylabel(args.metric)

@@ -14,18 +14,33 @@ from typing import List, NoReturn, Optional
 from fairseq_sam.commands import (
     average,
     convert,
+    gradients,
     landscape,
     report,
     risk,
     robustness,
     search,
     shift,
+    spectrum,
     sts,
     user_dir,
 )
 from fairseq_sam.commands.errors import CommandError
 
-SUBCOMMANDS = (user_dir, search, average, report, convert, sts, robustness, risk, landscape, shift)
+SUBCOMMANDS = (
+    user_dir,
+    search,
+    average,
+    report,
+    convert,
+    sts,
+    robustness,
+    risk,
+    spectrum,
+    landscape,
+    gradients,
+    shift,
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional,
 
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count
+from fairseq_sam.commands.plotting import check_can_plot
+from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.reporting.json_file import write_json
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     out = getattr(args, "out", None)
     if out is not None and out.suffix not in PLOT_SUFFIXES:
         raise CommandError(f"{out}: a plot's name ends in one of {', '.join(PLOT_SUFFIXES)}")
+    check_can_plot(out)
 
 
 def write_figures(figures: Dict[str, Any], path: Path) -> None:
@@ -91,18 +93,6 @@ def write_figures(figures: Dict[str, Any], path: Path) -> None:
         write_json(figures, path)
     except OSError as error:
         raise CommandError(f"{path}: cannot write ({error.strerror})") from None
-
-
-@contextlib.contextmanager
-def only_warnings() -> Iterator[None]:
-    """Keeps fairseq from telling how it loads a model; it may tell again afterwards."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def load_plugins(user_dir: Optional[str]) -> None:

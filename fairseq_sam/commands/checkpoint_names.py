@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import List, Sequence
 
 
 def checkpoint_names(checkpoints: Sequence[str]) -> List[str]:
-    """Names files by the part of their paths that tells them apart.
+    """Returns the paths without what all of them share at the beginning or at the end.
 
     >>> checkpoint_names(["runs/adam/last.pt", "runs/ga_sam/last.pt"])
     ['adam', 'ga_sam']
     >>> checkpoint_names(["runs/adam/last.pt", "runs/adam/best.pt"])
-    ['last.pt', 'best.pt']
+    ['last', 'best']
     >>> checkpoint_names(["runs/adam/last.pt"])
-    ['last.pt']
+    ['last']
     """
-    paths = [Path(checkpoint).absolute().parts for checkpoint in checkpoints]
-    if len(set(paths)) < 2:
-        return [parts[-1] for parts in paths]
-    while len({parts[0] for parts in paths}) == 1:
-        paths = [parts[1:] for parts in paths]
-    while len({parts[-1] for parts in paths}) == 1:
-        paths = [parts[:-1] for parts in paths]
-    return ["/".join(parts) for parts in paths]
+    parts = [Path(os.path.splitext(path)[0]).absolute().parts for path in checkpoints]
+    if len(set(parts)) < len(parts):  # one twice, or only the suffixes differ
+        return [f"{number} {path}" for number, path in enumerate(checkpoints, 1)]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    while len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]

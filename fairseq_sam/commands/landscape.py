@@ -19,7 +19,7 @@ from fairseq_sam.commands.checkpoint_data import (
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count, positive
-from fairseq_sam.commands.plotting import check_can_plot, explaining_plots
+from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.radii import radii
 from fairseq_sam.reporting.landscape_table import landscape_tables
 
@@ -108,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
     if args.dimensions == 0 and not args.m_sharpness:
         raise CommandError("--dimensions 0 leaves nothing to do without --m-sharpness")
     check_output_arguments(args)
-    check_can_plot(args.out)
     load_plugins(args.user_dir)
     figures = _measure(args)
     print(landscape_tables(figures), end="")
@@ -211,7 +210,7 @@ def _sharpness(
 def _batches(args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss) -> DatasetLoss:
     from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.commands.checkpoint_data import only_warnings
+    from fairseq_sam.commands.quiet import only_warnings
 
     try:
         with only_warnings():

@@ -11,12 +11,12 @@ from fairseq_sam.commands.checkpoint_data import (
     check_output_arguments,
     explaining,
     load_plugins,
-    only_warnings,
     progress,
     write_figures,
 )
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.quiet import only_warnings
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.adversarial_risk import Estimate, RiskSummary, SentenceRisk

@@ -21,7 +21,7 @@ from fairseq_sam.commands.checkpoint_data import (
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count
-from fairseq_sam.commands.plotting import check_can_plot, explaining_plots
+from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.radii import radii
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
@@ -134,7 +134,6 @@ def _json_object(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
-    check_can_plot(args.out)
     load_plugins(args.user_dir)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]

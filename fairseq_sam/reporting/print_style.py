@@ -40,13 +40,24 @@ def line_style(index: int) -> Dict[str, Any]:
     }
 
 
+def use_log_scale(axis: Any) -> None:
+    """Makes the y axis logarithmic, with plain numbers; what is not positive is left out."""
+    from matplotlib.ticker import LogFormatter
+
+    axis.set_yscale("log", nonpositive="mask")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+
+
 @contextlib.contextmanager
-def figure_file(path: Path, panels: int, width: float = 6.0, height: float = 2.6) -> Iterator[Any]:
+def figure_file(
+    path: Path, rows: int, columns: int = 1, width: float = 6.0, height: float = 2.6
+) -> Iterator[Any]:
     """Context that makes a figure and writes it when all went well.
 
     Args:
         path: the image; its suffix tells the format. It is never half-written.
-        panels: number of panels, one below the other.
+        rows: of panels.
+        columns: of panels.
         width: of the figure, in inches.
         height: of a panel.
 
@@ -54,6 +65,7 @@ def figure_file(path: Path, panels: int, width: float = 6.0, height: float = 2.6
         matplotlib's figure and the list of its axes.
 
     Raises:
+        ImportError: matplotlib is missing.
         OSError: the file cannot be written.
     """
     with _quiet():
@@ -63,12 +75,12 @@ def figure_file(path: Path, panels: int, width: float = 6.0, height: float = 2.6
         from matplotlib import pyplot
 
         with pyplot.rc_context(_SETTINGS):
-            size = (width, 0.4 + height * panels)
+            size = (width, 0.4 + height * rows)
             figure, axes = pyplot.subplots(
-                panels, 1, squeeze=False, figsize=size, layout="constrained"
+                rows, columns, squeeze=False, figsize=size, layout="constrained"
             )
             try:
-                yield figure, list(axes[:, 0])
+                yield figure, list(axes.flat)
                 _save(figure, path)
             finally:
                 pyplot.close(figure)

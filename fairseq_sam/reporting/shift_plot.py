@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Sequence
 
 from fairseq_sam.analysis.shift import Curves, LinearFit
+from fairseq_sam.reporting.print_style import COLOURS, figure_file
 
-BLUE, ORANGE, BLACK = "#0072B2", "#D55E00", "#000000"
-"""Colours of Okabe and Ito (2008), which the colour-blind can tell apart."""
+BLUE, ORANGE, *_, BLACK = COLOURS
 
 
 def write_shift_plot(
@@ -19,23 +18,14 @@ def write_shift_plot(
 
     Raises:
         ImportError: matplotlib is not there.
+        OSError: the file cannot be written.
         ValueError: matplotlib does not know the format.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    try:
+    with figure_file(path, 1, 2, width=9, height=3.2) as (_, (left, right)):
         _draw_losses(left, curves)
         _draw_lengths(right, shares, lengths, fit)
         for axis in (left, right):
-            axis.grid(alpha=0.3)
             axis.legend()
-        _save(figure, path)
-    finally:
-        pyplot.close(figure)
 
 
 def _draw_losses(axis: Any, curves: Curves) -> None:
@@ -58,14 +48,3 @@ def _draw_lengths(
     axis.plot(percent, line, "--", color=ORANGE, label=f"fitted line, R² = {fit.r_squared:.3f}")
     axis.set_xlabel("share η of test data (%)")
     axis.set_ylabel("‖δ‖₂ (units of the weights)")
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Saves so that ``path`` is never a half-written image."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.incomplete{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=200)
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()

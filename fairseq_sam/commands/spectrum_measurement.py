@@ -1,0 +1,199 @@
+"""The measuring part of ``fairseq-sam spectrum``: from a checkpoint to its spectrum."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from fairseq_sam.commands.checkpoint_data import explaining, load_dataset_loss
+from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.quiet import only_warnings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.analysis.measured_spectrum import MeasuredSpectrum
+
+# Activations that fairseq recomputes have gradients by .backward() only, and no second ones.
+_KEEP_ACTIVATIONS = {"checkpoint_activations": False, "offload_activations": False}
+
+
+class CheckpointSpectrum(NamedTuple):
+    """A checkpoint's spectrum, and what it is of."""
+
+    checkpoint: str
+    spectrum: MeasuredSpectrum
+    loss: float
+    num_weights: int
+    num_sentences: int
+    sample_size: float
+
+
+def measure_spectrum(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+    """Loads a checkpoint and measures what the arguments ask for.
+
+    Raises:
+        CommandError: something is missing, damaged, does not fit, or does not converge.
+    """
+    from fairseq_sam.analysis.spectrum import NotConverged
+
+    measure = _measure_hessian if args.matrix == "hessian" else _measure_fisher
+    try:
+        with explaining(checkpoint, args.data):
+            return measure(args, checkpoint)
+    except NotConverged as error:
+        raise CommandError(f"{checkpoint}: {error}") from error
+    except MemoryError as error:
+        raise CommandError(f"{checkpoint}: not enough memory: a smaller --top takes less") from (
+            error
+        )
+    except ImportError as error:
+        raise CommandError(f"the Hessian needs scipy ({error}): pip install scipy") from error
+
+
+def _measure_hessian(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+    from fairseq_sam.analysis.curvature import num_weights
+    from fairseq_sam.analysis.measured_spectrum import (
+        hessian_spectrum,
+        loss_and_sample_size,
+        memory_needed,
+    )
+    from fairseq_sam.analysis.memory import free_memory
+
+    _, dataset = load_dataset_loss(args, checkpoint, _KEEP_ACTIVATIONS)
+    size, memory = num_weights(dataset.weights), free_memory()
+    _check_top(args, checkpoint, size)
+    _warn_of_memory(memory_needed(dataset, args.top, memory), memory)
+    loss, sample_size = loss_and_sample_size(dataset)
+    with _counting("product") as after_each:
+        spectrum = hessian_spectrum(
+            dataset,
+            args.top,
+            args.tolerance,
+            args.trace_samples,
+            args.density,
+            memory,
+            args.seed,
+            after_each,
+        )
+    sentences = sum(_num_sentences(sample) for sample in dataset.samples)
+    return CheckpointSpectrum(checkpoint, spectrum, loss, size, sentences, sample_size)
+
+
+def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+    from fairseq_sam.analysis import fisher, measured_spectrum
+    from fairseq_sam.analysis.curvature import num_weights, vector_type
+    from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.analysis.memory import free_memory
+
+    drawn = args.matrix == "fisher"
+    model, criterion, sentences = _load_sentences(args, checkpoint)
+    dataset = DatasetLoss(model, criterion, sentences)
+    size, memory = num_weights(dataset.weights), free_memory()
+    _check_top(args, checkpoint, size)
+    loss, sample_size = measured_spectrum.loss_and_sample_size(dataset)
+    with dataset.evaluating():
+        losses = _drawn_losses(args, dataset) if drawn else _own_losses(dataset)
+        held = fisher.rows_in_memory(size, vector_type(dataset.weights).itemsize, memory)
+        held = min(held, len(losses))
+        with _counting("gradient", fisher.num_gradients(len(losses), held)) as after_each:
+            spectrum = measured_spectrum.fisher_spectrum(
+                dataset.weights,
+                losses,
+                sample_size,
+                args.top,
+                args.samples if drawn else 1,
+                drawn,
+                args.density,
+                held,
+                after_each,
+            )
+    return CheckpointSpectrum(checkpoint, spectrum, loss, size, len(sentences), sample_size)
+
+
+def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any, List[Any]]:
+    """Returns the model, its per-sentence criterion, and the sentences one by one.
+
+    Raises:
+        CommandError: something is missing, damaged, or does not fit.
+    """
+    import torch
+
+    from fairseq_sam import trained_model
+
+    try:
+        with only_warnings():
+            trained = trained_model.load_trained_model(checkpoint, args.data, _KEEP_ACTIVATIONS)
+            _, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
+            if torch.cuda.is_available() and not args.cpu:
+                trained.model.cuda()
+                criterion.cuda()
+            _, sentences = trained_model.single_sentences(
+                trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
+            )
+            return trained.model, criterion, list(sentences)
+    except trained_model.LoadError as error:
+        raise CommandError(str(error)) from error
+
+
+def _own_losses(dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
+    """Returns the losses of the data's own labels, one function a sentence."""
+    criterion: Any = dataset.criterion
+
+    def of(sample: Dict[str, Any]) -> Callable[[], Tensor]:
+        return lambda: criterion.losses_only(dataset.model, sample).sum()
+
+    return [of(sample) for sample in dataset.samples]
+
+
+def _drawn_losses(args: argparse.Namespace, dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
+    """Returns the losses of drawn labels: all sentences once, all of them again, and so on."""
+    import torch
+
+    from fairseq_sam.criterions.drawn_labels import DRAWN, DrawnLabels
+
+    criterion: Any = dataset.criterion
+    try:
+        drawing = DrawnLabels(criterion)
+    except ValueError as error:
+        raise CommandError(f"--matrix fisher: {error}") from error
+    generator = torch.Generator().manual_seed(args.seed)
+
+    def of(sample: Dict[str, Any]) -> Callable[[], Tensor]:
+        labelled = {**sample, DRAWN: drawing.draw(dataset.model, sample, generator)}
+        return lambda: drawing.losses_only(dataset.model, labelled)
+
+    return [of(sample) for _ in range(args.samples) for sample in dataset.samples]
+
+
+def _check_top(args: argparse.Namespace, checkpoint: str, size: int) -> None:
+    if args.top > size:
+        raise CommandError(f"--top {args.top}: {checkpoint} has only {size} weights")
+
+
+def _warn_of_memory(needed: int, free: Optional[int]) -> None:
+    if free is not None and needed > free:
+        print(
+            f"fairseq-sam spectrum: warning: the Lanczos vectors take {needed / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB are free: a smaller --top takes less",
+            file=sys.stderr,
+        )
+
+
+def _num_sentences(sample: Dict[str, Any]) -> int:
+    return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+
+
+@contextlib.contextmanager
+def _counting(unit: str, total: Optional[int] = None) -> Iterator[Callable[[], object]]:
+    """Shows a progress bar on stderr; yields what to call after each step."""
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
+    with tqdm(
+        total=total, unit=unit, file=sys.stderr, delay=quiet, mininterval=quiet or 0.1
+    ) as bar:
+        yield bar.update

@@ -1,0 +1,79 @@
+"""Gradient strengths by layer and by phase, and the scale that follows, in one plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+from fairseq_sam.reporting.print_style import COLOURS, figure_file, line_style, use_log_scale
+
+
+def write_gradients_plot(
+    strengths: Mapping[str, Mapping[str, float]],
+    scales: Sequence[Tuple[str, float, bool]],
+    epochs: Sequence[Tuple[int, float]],
+    path: Path,
+) -> None:
+    """Draws panels from the top: strength by layer, T by tensor, and the logged norm by epoch.
+
+    Args:
+        strengths: a checkpoint's name to its layers' ‖g‖/√n.
+        scales: of the last checkpoint: tensor, T of GA-SAM, whether its gradient is noise.
+        epochs: epoch and norm of the whole gradient; may be empty.
+        path: the image file.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        OSError: the file cannot be written.
+    """
+    layers = list({layer: None for values in strengths.values() for layer in values})
+    rows = 3 if epochs else 2
+    width = max(5.0, 1.5 + 0.32 * len(layers))
+    with figure_file(path, rows, width=width, height=3.4) as (_, axes):
+        _draw_layers(axes[0], layers, strengths)
+        _draw_scales(axes[1], scales, list(strengths)[-1])
+        if epochs:
+            _draw_epochs(axes[2], epochs)
+
+
+def _draw_layers(
+    axis: Any, layers: List[str], strengths: Mapping[str, Mapping[str, float]]
+) -> None:
+    for index, (name, values) in enumerate(strengths.items()):
+        heights = [values.get(layer) or float("nan") for layer in layers]
+        axis.plot(range(len(layers)), heights, label=name, **line_style(index))
+    axis.set_xticks(range(len(layers)))
+    axis.set_xticklabels(layers, rotation=60, ha="right", rotation_mode="anchor", fontsize="small")
+    use_log_scale(axis)
+    axis.set_ylabel("gradient strength ‖g‖/√n\n(nats per unit and weight)")
+    axis.grid(alpha=0.3, which="both")
+    axis.legend(fontsize="small")
+
+
+def _draw_scales(axis: Any, scales: Sequence[Tuple[str, float, bool]], checkpoint: str) -> None:
+    """Draws T tensor by tensor: the trap stands out as crosses far above the dots."""
+    groups: Dict[bool, List[Tuple[int, float]]] = {False: [], True: []}
+    for number, (_, value, is_noise) in enumerate(scales, 1):
+        if value > 0:
+            groups[is_noise].append((number, value))
+    looks = (
+        (False, "o", COLOURS[0], "moves"),
+        (True, "x", COLOURS[1], "rounding noise: held at 0"),
+    )
+    for is_noise, marker, color, label in looks:
+        if groups[is_noise]:
+            axis.scatter(*zip(*groups[is_noise]), marker=marker, color=color, s=18, label=label)
+    use_log_scale(axis)
+    axis.set_xlabel("tensor, in the model's order")
+    axis.set_ylabel(f"T of GA-SAM without its floor\n({checkpoint})")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+
+
+def _draw_epochs(axis: Any, epochs: Sequence[Tuple[int, float]]) -> None:
+    axis.plot(*zip(*epochs), **line_style(0))
+    axis.set_ylim(bottom=0)
+    axis.set_xlabel("epoch")
+    axis.set_ylabel("norm of the whole gradient\n(as logged)")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3, which="both")

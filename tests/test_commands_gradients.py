@@ -1,0 +1,169 @@
+"""``fairseq-sam gradients``: its figures for trained models, and what it says when it cannot."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from fairseq_sam.commands import main
+from fairseq_sam.perturbation.scales import SCALES
+from tests.fairseq_runs import Run
+from tests.test_commands_spectrum import PNG, examples
+
+LOG = """\
+2026-01-01 | INFO | train | {"epoch": 1, "train_loss": "9.1", "train_gnorm": "2.5"}
+2026-01-01 | INFO | train | {"epoch": 2, "train_loss": "8.1", "train_gnorm": "1.25"}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(shared_fairseq_train: Callable[..., Run]) -> Run:
+    flags = "--optimizer sam --criterion label_smoothed_cross_entropy --label-smoothing 0.1"
+    return shared_fairseq_train(flags, "--max-epoch 2 --save-interval 1", validate=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(trained: Run) -> str:
+    return str(trained.save_dir / "checkpoint2.pt")
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "train.log").write_text(LOG)
+    return directory
+
+
+def gradients(*arguments: Any) -> int:
+    return main(["gradients", *map(str, arguments), "--cpu"])
+
+
+class TestFigures:
+    def test_phases_printed_written_and_drawn(
+        self, trained: Run, corpus: Path, run_directory: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        paths = [str(trained.save_dir / f"checkpoint{epoch}.pt") for epoch in (1, 2)]
+        written, plot = tmp_path / "norms.json", tmp_path / "norms.png"
+        flags = ("--json", written, "--out", plot, "--run", run_directory)
+        assert gradients(corpus, *paths, *flags) == 0
+        captured = capsys.readouterr()
+        figures = json.loads(written.read_text())
+        assert [result["checkpoint"] for result in figures["checkpoints"]] == paths
+        assert figures["logged"] == [{"epoch": 1, "gnorm": 2.5}, {"epoch": 2, "gnorm": 1.25}]
+        for result in figures["checkpoints"]:
+            layers = {layer["name"]: layer for layer in result["layers"]}
+            assert "encoder.layers.0" in layers
+            assert "decoder.layers.0" in layers
+            for layer in layers.values():
+                assert layer["batch_norm"] > 0
+                assert f"{layer['strength']:.3g}" in captured.out
+            assert {*result["tensors"][0]["scales"]} == {*SCALES}
+        assert "1: 2.5  2: 1.25" in captured.out
+        assert captured.err == ""
+        assert plot.read_bytes().startswith(PNG)
+
+    def test_the_trap_is_shown(self, checkpoint: str, corpus: Path, capsys: Any) -> None:
+        assert gradients(corpus, checkpoint, "--tensors") == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any("rounding noise in 3 of" in line for line in lines)
+        listed = [line.split()[0] for line in lines if line.startswith("  ")]
+        assert listed == [
+            "encoder.layers.0.self_attn.k_proj.bias",
+            "decoder.layers.0.self_attn.k_proj.bias",
+            "decoder.layers.0.encoder_attn.k_proj.bias",
+        ]
+        (ours,) = (line.split() for line in lines if line.startswith("gradient-strength"))
+        assert float(ours[4]) > 1e3 * float(ours[3])
+        (weight,) = (line for line in lines if line.startswith("weight "))
+        assert weight.endswith("the same")
+        assert sum(line.endswith("rounding noise") for line in lines) == 3
+
+    def test_mini_batches_matter(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+        found = []
+        for tokens in (4000, 8):
+            written = tmp_path / f"{tokens}.json"
+            assert gradients(corpus, checkpoint, "--max-tokens", tokens, "--json", written) == 0
+            found.append(json.loads(written.read_text())["checkpoints"][0]["tensors"])
+        for whole, small in zip(*found):
+            if not whole["is_noise"]:
+                assert whole["batch_norm"] == pytest.approx(whole["mean_norm"], rel=1e-4)
+                assert small["mean_norm"] == pytest.approx(whole["mean_norm"], rel=1e-3)
+                assert small["batch_norm"] > whole["batch_norm"]
+
+
+class TestErrors:
+    @pytest.fixture
+    def one_line(self, capsys: Any) -> Callable[..., str]:
+        def run(*arguments: Any) -> str:
+            assert gradients(*arguments) == 1
+            captured = capsys.readouterr()
+            assert captured.out == ""
+            assert captured.err.count("\n") == 1
+            return str(captured.err)
+
+        return run
+
+    def test_no_checkpoint(self, one_line: Any, corpus: Path, tmp_path: Path) -> None:
+        assert "absent.pt: no such file" in one_line(corpus, tmp_path / "absent.pt")
+
+    def test_truncated_checkpoint(
+        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
+    ) -> None:
+        damaged = tmp_path / "half.pt"
+        content = Path(checkpoint).read_bytes()
+        damaged.write_bytes(content[: len(content) // 2])
+        assert "half.pt: damaged" in one_line(corpus, damaged)
+
+    def test_no_data(self, one_line: Any, checkpoint: str, tmp_path: Path) -> None:
+        assert "absent: no such" in one_line(tmp_path / "absent", checkpoint)
+        assert "does not fit" in one_line(tmp_path, checkpoint)
+
+    def test_runs_without_norms(
+        self, one_line: Any, checkpoint: str, corpus: Path, run_directory: Path
+    ) -> None:
+        absent = run_directory / "absent"
+        assert "no such directory" in one_line(corpus, checkpoint, "--run", absent)
+        log = run_directory / "train.log"
+        log.write_text(LOG.replace("gnorm", "other"))
+        assert "tells gnorm" in one_line(corpus, checkpoint, "--run", run_directory)
+        log.unlink()
+        assert "neither a log" in one_line(corpus, checkpoint, "--run", run_directory)
+
+    def test_nowhere_to_write(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
+        assert "does not exist" in one_line(corpus, checkpoint, "--json", "/absent/s.json")
+        assert "ends in one of .pdf" in one_line(corpus, checkpoint, "--out", "plot.doc")
+
+    @pytest.mark.parametrize("flags", ["--max-sentences 0", "--max-tokens x", "--seed x"])
+    def test_misuse(self, flags: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            gradients("data", "checkpoint.pt", *flags.split())
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert flags.split()[0] in error
+
+
+def test_examples_of_help_run(
+    trained: Run,
+    corpus: Path,
+    run_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data-bin").symlink_to(corpus)
+    Path("checkpoints").mkdir()
+    shutil.copytree(run_directory, "runs/adam")
+    for name in ("checkpoints/checkpoint_best.pt", "checkpoint1.pt", "checkpoint5.pt",
+                 "checkpoint20.pt", "runs/adam/checkpoint_last.pt"):  # fmt: skip
+        Path(name).symlink_to(trained.save_dir / "checkpoint2.pt")
+    lines = examples("gradients", capsys)
+    assert len(lines) == 3
+    for arguments in lines:
+        assert main([*arguments, "--cpu"]) == 0
+    assert Path("norms.pdf").exists()
+    assert Path("norms.json").exists()
