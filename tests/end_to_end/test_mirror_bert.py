@@ -39,10 +39,10 @@ def task(tmp_path_factory: pytest.TempPathFactory, preprocess: Any) -> Tuple[Pat
     [
         "--optimizer adam",
         SAM,
-        f"{SAM} --mirror-perturb both --mirror-pooling cls",
+        pytest.param(f"{SAM} --mirror-perturb both --mirror-pooling cls", marks=pytest.mark.slow),
         DELTA,
         f"{DELTA} --mirror-noise 0.1 --mirror-span 1",
-        "--optimizer ga_sam --sam-rho 0.05",
+        pytest.param("--optimizer ga_sam --sam-rho 0.05", marks=pytest.mark.slow),
     ],
 )
 def test_trains(fairseq_train: Callable[..., Run], task: Any, flags: str) -> None:
@@ -55,6 +55,7 @@ def test_trains(fairseq_train: Callable[..., Run], task: Any, flags: str) -> Non
         assert set(run.values("perturbation_skipped")) == {0.0}
 
 
+@pytest.mark.slow
 def test_learns(fairseq_train: Callable[..., Run], task: Any) -> None:
     run = fairseq_train("--optimizer adam --max-epoch 6", task=task)
     losses = run.values("loss", "train")
