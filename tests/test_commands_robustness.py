@@ -59,7 +59,7 @@ class TestFigures:
         )
         assert (figures["num_sentences"], figures["unit"]) == (NUM_VALID, "nats per token")
         names = [each["name"] for each in figures["checkpoints"]]
-        assert names == ["checkpoint1.pt", "checkpoint_last.pt"]
+        assert names == ["checkpoint1", "checkpoint_last"]
         for each in figures["checkpoints"]:
             losses = [each["clean"]["loss"]]
             for radius, point in zip((0.1, 0.5), each["corrupted"]):
@@ -149,7 +149,7 @@ class TestFigures:
         (point, _) = json.loads(written.read_text())["checkpoints"][0]["corrupted"]
         assert 0 <= point[BLEU]["mean"] <= 100
         image = out.read_text(encoding="utf-8")
-        for text in ("BLEU (tokenised)", "perplexity", "loss (nats per token)", "checkpoint1.pt",
+        for text in ("BLEU (tokenised)", "perplexity", "loss (nats per token)", "checkpoint1",
                      "L2 radius of the corruption"):  # fmt: skip
             assert text in image
         assert [path.name for path in tmp_path.iterdir() if "incomplete" in path.name] == []
