@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 r"""Draws GA-SAM's hyper-parameters against the score, from the runs of scripts/ablation.sh.
 
-Three panels: ascent steps K, and the radius under L∞ and under L2; with the baseline as a line.
-Means over seeds, and their standard deviations as bars.
+Three panels: ascent steps K, and the radius under L∞ and under L2. What is drawn is the difference
+to the baseline's mean, so that models of different quality compare: means over seeds, and their
+standard deviations as bars. The scale is linear up to ±2 and logarithmic beyond.
 
 Example:
     ablation_plot.py --runs ablation/textcnn/runs --metric Accuracy --paper textcnn_imdb_ablation \
@@ -66,20 +67,24 @@ def with_default(scores: Dict[str, List[float]], radius: str) -> Dict[str, List[
 
 
 def draw(
-    axis: Any, sources: Dict[str, Dict[str, List[float]]], panel: Tuple[str, str, str]
+    axis: Any, sources: Dict[str, Dict[str, List[float]]], title: str, pattern: str, scale: str
 ) -> None:
-    """Draws one panel: a line for each source, and its baseline."""
-    title, pattern, scale = panel
+    """Draws one panel: a line for each source that has a baseline."""
+    ticks = set()
     for index, (label, scores) in enumerate(sources.items()):
         found = points(scores, pattern)
-        style = line_style(index)
-        if found:
+        if found and scores.get("baseline"):
+            baseline = statistics.fmean(scores["baseline"])
             x, y, error = zip(*found)
-            axis.errorbar(x, y, yerr=error, label=label, capsize=2, **style)
-        if scores.get("baseline"):
-            mean = statistics.fmean(scores["baseline"])
-            axis.axhline(mean, color=style["color"], linewidth=0.8, linestyle=style["linestyle"])
+            differences = [value - baseline for value in y]
+            axis.errorbar(x, differences, yerr=error, label=label, capsize=2, **line_style(index))
+            ticks.update(x)
+    axis.axhline(0.0, color="black", linewidth=0.8)
     axis.set_xscale(scale)
+    axis.set_yscale("symlog", linthresh=2)
+    axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axis.minorticks_off()
+    axis.margins(y=0.15)
     axis.set_xlabel(title)
 
 
@@ -100,7 +105,7 @@ def main() -> int:
     with figure_file(args.out, rows=len(PANELS)) as (_, axes):
         for axis, panel in zip(axes, PANELS):
             draw(axis, sources, *panel)
-            axis.set_ylabel(args.metric)
+            axis.set_ylabel(f"{args.metric}\nminus the baseline's")
         axes[0].legend()
     return 0
 

@@ -55,10 +55,8 @@ set_option() {
 }
 
 check_options() {
-    if [[ "$METHODS" == ablations ]]; then
-        choose_ablations "2e-6 5e-6 1e-5 2e-5 5e-5" "1e-4 5e-4 1e-3 5e-3 1e-2 5e-2"
-        TABLE=lstm_ptb_ablation
-    fi
+    if [[ "$METHODS" == ablations ]]; then choose_ablations "2e-6 5e-6 1e-5 2e-5 5e-5" "1e-4 5e-4 1e-3 5e-3 1e-2 5e-2"; fi
+    if [[ "$METHODS" == *ga_sam[_@]* ]]; then TABLE=lstm_ptb_ablation; fi
     check_experiment_options
     if ((SMALL)); then
         : "${EPOCHS:=3}" "${WIDTH:=64}"

@@ -57,10 +57,8 @@ set_option() {
 }
 
 check_options() {
-    if [[ "$METHODS" == ablations ]]; then
-        choose_ablations "2e-5 5e-5 8e-5 2e-4 5e-4" "1e-3 5e-3 1e-2 5e-2 1e-1 5e-1"
-        TABLE=textcnn_imdb_ablation
-    fi
+    if [[ "$METHODS" == ablations ]]; then choose_ablations "2e-5 5e-5 8e-5 2e-4 5e-4" "1e-3 5e-3 1e-2 5e-2 1e-1 5e-1"; fi
+    if [[ "$METHODS" == *ga_sam[_@]* ]]; then TABLE=textcnn_imdb_ablation; fi
     check_choice --dataset "$DATASET" "imdb mr"
     if [[ "$DATASET" == mr && "$SEEDS" == 1,2,3,4 ]]; then SEEDS=1,2,3,4,5,6,7,8,9,10; fi
     check_experiment_options

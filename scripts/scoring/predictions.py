@@ -159,7 +159,7 @@ def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
         ]
     predictions, targets = predict(trained, criterion, samples)
     pairs = zip(predictions.tolist(), targets.tolist())
-    write_whole(args.output.with_name("hypothesis"), "".join(f"{p:g} {t:g}\n" for p, t in pairs))
+    write_whole(args.output.with_name("hypothesis"), "".join(f"{p!r} {t!r}\n" for p, t in pairs))
     baseline = read_predictions(args.baseline, targets) if args.baseline else None
     records = []
     for name in names:
