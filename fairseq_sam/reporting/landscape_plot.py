@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, List, Mapping, Sequence
 
-from fairseq_sam.reporting.print_style import COLOUR_MAP, figure_file, line_style
+from fairseq_sam.reporting.print_style import COLOUR_MAP, error_bars, figure_file, line_style
 
 
 def write_landscape_plot(figures: Mapping[str, Any], path: Path) -> None:
@@ -90,7 +90,7 @@ def _draw_sharpness(axis: Any, figures: Mapping[str, Any]) -> None:
         axis.errorbar(
             [point["radius"] for point in points],
             [point["mean"] for point in points],
-            yerr=[point["standard_error"] or 0.0 for point in points],
+            yerr=error_bars([point["standard_error"] for point in points]),
             capsize=2,
             label=measured["name"],
             **line_style(index),
