@@ -50,12 +50,17 @@ def error_bars(errors: Sequence[Optional[float]]) -> Optional[List[float]]:
 
 
 def use_log_scale(axis: Any) -> None:
-    """Makes the y axis logarithmic, with plain numbers; what is not positive is left out."""
-    from matplotlib.ticker import LogFormatter
+    """Makes the y axis of a plot logarithmic; what is not positive is left out.
+
+    Numbers are plain where they are short, powers of ten otherwise.
+    """
+    from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 
     axis.set_yscale("log", nonpositive="mask")
-    axis.yaxis.set_major_formatter(LogFormatter())
-    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+    low, high = axis.get_ylim()
+    formatter = LogFormatter if low > 1e-2 and high < 1e4 else LogFormatterSciNotation
+    axis.yaxis.set_major_formatter(formatter())
+    axis.yaxis.set_minor_formatter(formatter(minor_thresholds=(2, 0.5)))
 
 
 @contextlib.contextmanager
