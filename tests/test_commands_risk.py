@@ -12,12 +12,8 @@ import pytest
 import torch
 
 from fairseq_sam.commands import main
-from fairseq_sam.trained_model import (
-    LoadError,
-    load_trained_model,
-    per_sentence_criterion,
-    single_sentences,
-)
+from fairseq_sam.evaluation_data import single_sentences
+from fairseq_sam.trained_model import LoadError, load_trained_model, per_sentence_criterion
 from tests.fairseq_runs import ROOT, Run
 
 NUM_VALID = 8

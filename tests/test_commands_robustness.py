@@ -11,9 +11,10 @@ import sacrebleu
 import torch
 
 from fairseq_sam.commands import checkpoint_names, main, radii, robustness
+from fairseq_sam.evaluation_data import mini_batches
 from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 from fairseq_sam.task_scores import BLEU, bleu_overrides, task_scores
-from fairseq_sam.trained_model import build_criterion, load_trained_model, mini_batches
+from fairseq_sam.trained_model import build_criterion, load_trained_model
 from tests.fairseq_runs import Run
 
 NUM_VALID = 8
@@ -71,7 +72,7 @@ class TestFigures:
             for loss in losses:
                 assert f" {loss:.4f}" in captured.out
             assert f"({losses[2] - losses[0]:+.4f})" in captured.out
-        assert "| L2 radius | checkpoint1.pt | checkpoint_last.pt |" in captured.out
+        assert "| L2 radius | checkpoint1 | checkpoint_last |" in captured.out
         assert Path(checkpoint).read_bytes() == before
 
     def test_clean_scores_are_those_of_validation(
@@ -228,8 +229,6 @@ class TestErrors:
     ) -> None:
         path = tmp_path / "absent" / "plot.pdf"
         assert "its directory does not exist" in one_line(corpus, checkpoint, "--out", path)
-        path = tmp_path / "plot.doc"
-        assert "a plot's name ends in" in one_line(corpus, checkpoint, "--out", path)
 
     def test_bleu_of_a_language_model(
         self, one_line: Any, corpus: Path, fairseq_train: Callable[..., Run]
@@ -258,7 +257,7 @@ class TestErrors:
         "flags",
         ["--radii 0", "--radii 0.1,-1", "--radii nan", "--radii 0.1,0.1", "--radii ,",
          "--steps 0", "--draws 0", "--norm l1", "--corruption worst", "--eval-bleu-args beam",
-         "--max-tokens 0"],
+         "--max-tokens 0", "--out plot.doc"],
     )  # fmt: skip
     def test_misuse(self, flags: str, capsys: Any) -> None:
         with pytest.raises(SystemExit) as caught:

@@ -9,7 +9,7 @@ Example:
 """
 
 import math
-from typing import List, NamedTuple, Tuple
+from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -64,18 +64,31 @@ def lanczos_density(
     return Density(np.concatenate(nodes)[order], np.concatenate(weights)[order])
 
 
+def smoothing_width(densities: Sequence[Density], share: float = 0.01) -> float:
+    """Returns a standard deviation for :func:`smooth`: a share of the widest range of nodes.
+
+    Densities that are to be compared must have the same: a wide range's own would make its bulk,
+    which is a single spike at 0, look broad.
+    """
+    low, high = max(
+        ((float(each.nodes[0]), float(each.nodes[-1])) for each in densities),
+        key=lambda ends: ends[1] - ends[0],
+    )
+    return share * (high - low) or 1e-3 * abs(high) or 1e-3
+
+
 def smooth(
-    density: Density, points: int = 400, width: float = 0.01
+    density: Density, sigma: Optional[float] = None, points: int = 400
 ) -> Tuple[np.ndarray, np.ndarray]:
     """Returns a grid and the density there, each node a Gaussian.
 
     Args:
         density: the nodes.
+        sigma: the Gaussian's standard deviation; default :func:`smoothing_width`.
         points: of the grid.
-        width: the Gaussian's standard deviation, as a share of the range of the nodes.
     """
     low, high = float(density.nodes[0]), float(density.nodes[-1])
-    sigma = width * (high - low) or 1e-3 * abs(high) or 1e-3
+    sigma = smoothing_width([density]) if sigma is None else sigma
     grid = np.linspace(low - 4 * sigma, high + 4 * sigma, points)
     bells = np.exp(-0.5 * ((grid[:, None] - density.nodes) / sigma) ** 2)
     return grid, bells @ density.weights / (sigma * math.sqrt(2 * math.pi))

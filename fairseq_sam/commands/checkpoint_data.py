@@ -64,8 +64,16 @@ def add_output_arguments(parser: argparse.ArgumentParser, plot: bool = True) -> 
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     if plot:
         parser.add_argument(
-            "--out", type=Path, metavar="FILE", help="write a plot here: .pdf, .png or .svg"
+            "--out", type=_plot_file, metavar="FILE", help="write a plot here: .pdf, .png or .svg"
         )
+
+
+def _plot_file(text: str) -> Path:
+    if Path(text).suffix not in PLOT_SUFFIXES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: a plot's name ends in one of {', '.join(PLOT_SUFFIXES)}"
+        )
+    return Path(text)
 
 
 def check_output_arguments(args: argparse.Namespace) -> None:
@@ -74,12 +82,10 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     Raises:
         CommandError: naming the file.
     """
-    for path in (args.json, getattr(args, "out", None)):
+    out = getattr(args, "out", None)
+    for path in (args.json, out):
         if path is not None and not path.absolute().parent.is_dir():
             raise CommandError(f"{path}: its directory does not exist")
-    out = getattr(args, "out", None)
-    if out is not None and out.suffix not in PLOT_SUFFIXES:
-        raise CommandError(f"{out}: a plot's name ends in one of {', '.join(PLOT_SUFFIXES)}")
     check_can_plot(out)
 
 
@@ -131,6 +137,7 @@ def load_dataset_loss(
 
     from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.evaluation_data import mini_batches
 
     try:
         with only_warnings():
@@ -139,7 +146,7 @@ def load_dataset_loss(
             if torch.cuda.is_available() and not args.cpu:
                 trained.model.cuda()
                 criterion.cuda()
-            samples = trained_model.mini_batches(
+            samples = mini_batches(
                 trained,
                 args.subset,
                 args.max_tokens,

@@ -208,15 +208,16 @@ def _sharpness(
 
 
 def _batches(args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss) -> DatasetLoss:
-    from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.commands.quiet import only_warnings
+    from fairseq_sam.evaluation_data import sentence_batches
+    from fairseq_sam.trained_model import LoadError
 
     try:
         with only_warnings():
-            samples = trained_model.sentence_batches(
+            samples = sentence_batches(
                 trained, args.subset, args.m, args.max_sentences, args.seed, args.skip_too_long
             )
-    except trained_model.LoadError as error:
+    except LoadError as error:
         raise CommandError(f"--m {args.m}: {error}") from error
     return DatasetLoss(loss.model, loss.criterion, samples)

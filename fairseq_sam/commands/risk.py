@@ -94,13 +94,14 @@ def _measure(args: argparse.Namespace) -> Tuple[str, List[SentenceRisk]]:
 
     from fairseq_sam import trained_model
     from fairseq_sam.analysis.adversarial_risk import sentence_risks
+    from fairseq_sam.evaluation_data import single_sentences
 
     trained = trained_model.load_trained_model(args.checkpoint, args.data)
     name, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
     if torch.cuda.is_available() and not args.cpu:
         trained.model.cuda()
         criterion.cuda()
-    total, samples = trained_model.single_sentences(
+    total, samples = single_sentences(
         trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
     )
     pad = getattr(criterion, "padding_idx", None)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict
 
+from fairseq_sam.commands.checkpoint_data import (
+    add_output_arguments,
+    check_output_arguments,
+    progress,
+    write_figures,
+)
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.plotting import explaining_plots
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.digits import Digits, Examples
@@ -59,7 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--weight-decay",
-        type=_positive,
+        type=positive,
         default=0.05,
         metavar="X",
         help="X / 2 times the squared length of the weights is part of the loss"
@@ -67,15 +72,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--max-steps",
-        type=_at_least(1),
+        type=count,
         default=2000,
         metavar="N",
         help="L-BFGS steps to theta; a tenth for each trial (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    parser.add_argument(
-        "--out", type=_image, metavar="FILE", help="draw both figures into FILE (.png, .pdf, .svg)"
-    )
+    add_output_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -88,7 +90,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-examples",
-        type=_at_least(1),
+        type=count,
         default=3000,
         metavar="N",
         help="the first N images at most of training and test set (default: %(default)s)",
@@ -103,11 +105,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, measures, prints, writes."""
-    for path in (args.json, args.out):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CommandError(f"{path}: its directory does not exist")
-    if args.out is not None:
-        _require_matplotlib()
+    check_output_arguments(args)
     digits = _read(args)
     try:
         result = _measure(args, digits)
@@ -115,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--weight-decay {args.weight_decay:g}: {error}") from error
     _print(args, digits, result)
     if args.json is not None:
-        _write_json({**_settings(args, digits), **_figures(result)}, args.json)
+        write_figures({**_settings(args, digits), **_figures(result)}, args.json)
     if args.out is not None:
         _plot(result, args.out)
     return 0
@@ -138,13 +136,12 @@ def _read(args: argparse.Namespace) -> Digits:
     return digits.Digits(*(_first(examples, args.max_examples) for examples in found))
 
 
-def _first(examples: Examples, count: Any) -> Examples:
-    return type(examples)(examples.inputs[:count], examples.labels[:count])
+def _first(examples: Examples, number: int) -> Examples:
+    return type(examples)(examples.inputs[:number], examples.labels[:number])
 
 
 def _measure(args: argparse.Namespace, digits: Digits) -> ShiftSummary:
     import torch
-    from tqdm import tqdm
 
     from fairseq_sam.analysis import digit_network, shift
 
@@ -156,17 +153,10 @@ def _measure(args: argparse.Namespace, digits: Digits) -> ShiftSummary:
         mixture = shift.weighted_mixture(
             *(digit_network.digit_loss(network, examples, args.weight_decay) for examples in digits)
         )
-    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
     trials = shift.ShiftTrials(list(network.parameters()), mixture, args.max_steps, TOLERANCE)
-    found = tqdm(
-        trials.lengths([trial / args.trials for trial in range(1, args.trials + 1)]),
-        total=args.trials,
-        unit="trial",
-        file=sys.stderr,
-        delay=quiet,
-        mininterval=quiet or 0.1,
-    )
-    return trials.summarise(list(found))
+    shares = [trial / args.trials for trial in range(1, args.trials + 1)]
+    found = progress(trials.lengths(shares), args.trials, "trial")
+    return trials.summarise(found)
 
 
 def _print(args: argparse.Namespace, digits: Digits, result: ShiftSummary) -> None:
@@ -207,36 +197,11 @@ def _figures(result: ShiftSummary) -> Dict[str, Any]:
     return {**figures, "curves": result.curves._asdict(), "fit": result.fit._asdict()}
 
 
-def _write_json(content: Dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
-
-
-def _require_matplotlib() -> None:
-    """Tells before the trials, not after them, that the figure cannot be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise CommandError(f"--out needs matplotlib ({error}): pip install matplotlib") from error
-
-
 def _plot(result: ShiftSummary, path: Path) -> None:
     from fairseq_sam.reporting.shift_plot import write_shift_plot
 
-    try:
+    with explaining_plots(path):
         write_shift_plot(result.curves, result.shares, result.lengths, result.fit, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
-
-
-def _image(text: str) -> Path:
-    if Path(text).suffix not in (".png", ".pdf", ".svg"):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in .png, .pdf or .svg")
-    return Path(text)
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
@@ -248,13 +213,3 @@ def _at_least(minimum: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return value

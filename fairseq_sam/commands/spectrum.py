@@ -185,15 +185,12 @@ def _result_figures(result: CheckpointSpectrum) -> Dict[str, Any]:
 
 
 def _plot(args: argparse.Namespace, results: List[CheckpointSpectrum]) -> None:
-    from fairseq_sam.analysis.spectral_density import smooth
+    from fairseq_sam.analysis.spectral_density import smooth, smoothing_width
     from fairseq_sam.reporting.spectrum_plot import write_spectrum_plot
 
     names = checkpoint_names(args.checkpoints)
     spectra = {name: r.spectrum.eigenvalues.tolist() for name, r in zip(names, results)}
-    densities = {
-        name: smooth(r.spectrum.density)
-        for name, r in zip(names, results)
-        if r.spectrum.density is not None
-    }
+    found = [r.spectrum.density for r in results if r.spectrum.density is not None]
+    densities = {name: smooth(each, smoothing_width(found)) for name, each in zip(names, found)}
     with explaining_plots(args.out):
         write_spectrum_plot(spectra, densities, _TITLES[args.matrix], args.out)

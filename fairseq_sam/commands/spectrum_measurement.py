@@ -123,6 +123,7 @@ def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any
     import torch
 
     from fairseq_sam import trained_model
+    from fairseq_sam.evaluation_data import single_sentences
 
     try:
         with only_warnings():
@@ -131,7 +132,7 @@ def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any
             if torch.cuda.is_available() and not args.cpu:
                 trained.model.cuda()
                 criterion.cuda()
-            _, sentences = trained_model.single_sentences(
+            _, sentences = single_sentences(
                 trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
             )
             return trained.model, criterion, list(sentences)

@@ -28,8 +28,8 @@ def write_gradients_plot(
     """
     layers = list({layer: None for values in strengths.values() for layer in values})
     rows = 3 if epochs else 2
-    width = max(5.0, 1.5 + 0.32 * len(layers))
-    with figure_file(path, rows, width=width, height=3.4) as (_, axes):
+    width = max(6.0, 1.5 + 0.32 * len(layers))
+    with figure_file(path, rows, width=width, height=2.5) as (_, axes):
         _draw_layers(axes[0], layers, strengths)
         _draw_scales(axes[1], scales, list(strengths)[-1])
         if epochs:
@@ -43,7 +43,10 @@ def _draw_layers(
         heights = [values.get(layer) or float("nan") for layer in layers]
         axis.plot(range(len(layers)), heights, label=name, **line_style(index))
     axis.set_xticks(range(len(layers)))
-    axis.set_xticklabels(layers, rotation=60, ha="right", rotation_mode="anchor", fontsize="small")
+    slant = 20 if len(layers) <= 8 else 60
+    axis.set_xticklabels(
+        layers, rotation=slant, ha="right", rotation_mode="anchor", fontsize="small"
+    )
     use_log_scale(axis)
     axis.set_ylabel("gradient strength ‖g‖/√n\n(nats per unit and weight)")
     axis.grid(alpha=0.3, which="both")

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -40,12 +40,27 @@ def line_style(index: int) -> Dict[str, Any]:
     }
 
 
+def error_bars(errors: Sequence[Optional[float]]) -> Optional[List[float]]:
+    """Returns the lengths of error bars; None if nothing has one, for those of length 0 show, too.
+
+    >>> error_bars([None, 0.5])
+    [0.0, 0.5]
+    """
+    return [error or 0.0 for error in errors] if any(errors) else None
+
+
 def use_log_scale(axis: Any) -> None:
-    """Makes the y axis logarithmic, with plain numbers; what is not positive is left out."""
-    from matplotlib.ticker import LogFormatter
+    """Makes the y axis of a plot logarithmic; what is not positive is left out.
+
+    Numbers are plain where they are short, powers of ten otherwise.
+    """
+    from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 
     axis.set_yscale("log", nonpositive="mask")
-    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    low, high = axis.get_ylim()
+    formatter = LogFormatter if low > 1e-2 and high < 1e4 else LogFormatterSciNotation
+    axis.yaxis.set_major_formatter(formatter())
+    axis.yaxis.set_minor_formatter(formatter(minor_thresholds=(2, 0.5)))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-from fairseq_sam.reporting.print_style import figure_file, line_style
+from fairseq_sam.reporting.print_style import error_bars, figure_file, line_style, use_log_scale
 
 _NORMS = {"l2": "L2 radius of the corruption", "linf": "L∞ radius of the corruption"}
 
@@ -25,13 +25,13 @@ def write_robustness_plot(figures: Mapping[str, Any], path: Path) -> None:
         OSError: it cannot be written.
     """
     labels = metric_labels(list(figures["checkpoints"][0]["clean"]), figures["unit"])
-    with figure_file(path, len(labels)) as (_, axes):
+    with figure_file(path, len(labels), height=2.0) as (_, axes):
         for axis, (metric, label) in zip(axes, labels.items()):
             for index, measured in enumerate(figures["checkpoints"]):
                 _draw(axis, measured, metric, index)
             axis.set_ylabel(label)
             if metric == "ppl":
-                _logarithmic(axis)
+                use_log_scale(axis)
             axis.ticklabel_format(axis="x", scilimits=(-3, 3))
         axes[-1].set_xlabel(_NORMS[figures["norm"]])
         axes[0].set_title(f"{figures['corruption']} corruption, {figures['subset']}")
@@ -44,20 +44,11 @@ def _draw(axis: Any, measured: Mapping[str, Any], metric: str, index: int) -> No
     axis.errorbar(
         [point["radius"] for point in points],
         [_number(point[metric]["mean"]) for point in points],
-        yerr=[point[metric]["standard_error"] or 0.0 for point in points],
+        yerr=error_bars([point[metric]["standard_error"] for point in points]),
         capsize=2,
         label=measured["name"],
         **line_style(index),
     )
-
-
-def _logarithmic(axis: Any) -> None:
-    """Uses a logarithmic scale with plain numbers on it."""
-    from matplotlib.ticker import LogFormatter
-
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(LogFormatter())
-    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
 
 
 def _clean(measured: Mapping[str, Any]) -> Dict[str, Any]:

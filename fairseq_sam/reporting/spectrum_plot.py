@@ -64,8 +64,8 @@ def _draw_densities(
             linestyle=DASHES[index % len(DASHES)], label=name,
         )  # fmt: skip
     top = max(max(values) for _, values in densities.values())
-    use_log_scale(axis)
     axis.set_ylim(top * 1e-9, top * 3)
+    use_log_scale(axis)
     axis.set_xlabel(f"eigenvalue of the {matrix} (nats per unit)")
     axis.set_ylabel("share of eigenvalues\n(per nat per unit)")
     axis.grid(alpha=0.3)

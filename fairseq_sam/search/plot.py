@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List
 
-from fairseq_sam.search.files import replaced
+from fairseq_sam.reporting.print_style import COLOURS, error_bars, figure_file
 from fairseq_sam.search.strategy import BASELINE
 from fairseq_sam.search.summary import Row, Summary
 
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+_BLUE, _ORANGE, _GREEN, *_ = COLOURS
 
 
 def write_plot(summary: Summary, path: Path) -> None:
@@ -19,11 +18,16 @@ def write_plot(summary: Summary, path: Path) -> None:
 
     Runs that were given up have no value: they are crosses at the edge of the worse side. So that
     the dip can be seen, radii that do great harm are triangles at that edge.
-    """
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axis = figure.subplots()
+    Raises:
+        ImportError: matplotlib is missing.
+        OSError: the file cannot be written.
+    """
+    with figure_file(path, 1, height=3.0) as (_, (axis,)):
+        _draw(axis, summary)
+
+
+def _draw(axis: Any, summary: Summary) -> None:
     limit, maximise = worst_shown(summary), summary.command.maximise
     tried = [row for row in summary.rows if row.rho != BASELINE]
     finished = [row for row in tried if row.mean is not None]
@@ -33,14 +37,12 @@ def write_plot(summary: Summary, path: Path) -> None:
     given_up = [row for row in tried if row.mean is None]
     _draw_at_edge(axis, given_up, maximise, marker="x", label="given up")
     if summary.baseline is not None and summary.baseline.mean is not None:
-        axis.axhline(summary.baseline.mean, color=_GREY, linestyle="--", label="baseline (0)")
+        axis.axhline(summary.baseline.mean, color="0.4", linestyle="--", label="baseline (0)")
     best = summary.best
     if best is not None and best.mean is not None:
         style: Dict[str, Any] = {"marker": "*", "markersize": 15, "color": _GREEN, "zorder": 3}
         axis.plot(best.rho, best.mean, label=f"best: {best.rho:g}", linestyle="none", **style)
     _label(axis, summary, tried)
-    with replaced(path) as temporary:
-        figure.savefig(temporary, dpi=150)
 
 
 def _label(axis: Any, summary: Summary, tried: List[Row]) -> None:
@@ -49,9 +51,9 @@ def _label(axis: Any, summary: Summary, tried: List[Row]) -> None:
         axis.set_xlim(tried[0].rho / 2, tried[-1].rho * 2)
     axis.margins(y=0.15)
     axis.set_xlabel("radius (--sam-rho)")
-    axis.set_ylabel(f"{summary.command.metric} on {summary.command.subset}")
-    axis.grid(alpha=0.3)
-    axis.legend()
+    unit = "\n(bits per unit)" if summary.command.metric in ("loss", "nll_loss") else ""
+    axis.set_ylabel(f"{summary.command.metric} on {summary.command.subset}{unit}")
+    axis.legend(fontsize="small")
 
 
 def worst_shown(summary: Summary) -> float:
@@ -69,7 +71,7 @@ def worst_shown(summary: Summary) -> float:
 def _draw_values(axis: Any, rows: List[Row]) -> None:
     if rows:
         radii, means = [row.rho for row in rows], [row.mean for row in rows]
-        errors = [row.deviation or 0.0 for row in rows]
+        errors = error_bars([row.deviation for row in rows])
         style = {"marker": "o", "color": _BLUE, "capsize": 2}
         axis.errorbar(radii, means, yerr=errors, label="finished", **style)
 

@@ -144,13 +144,14 @@ def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
     import fairseq_sam
     from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.evaluation_data import mini_batches
 
     fairseq_sam.register()
     trained = trained_model.load_trained_model(str(args.checkpoint), str(args.data))
     names = args.metrics.split(",")
     wanted = "cross_entropy" if names == ["perplexity"] else None
     criterion = trained_model.build_criterion(trained, wanted)
-    samples = trained_model.mini_batches(trained, args.subset, args.max_tokens)
+    samples = mini_batches(trained, args.subset, args.max_tokens)
     if names == ["perplexity"]:
         loss = DatasetLoss(trained.model, criterion, samples)()
         write_whole(args.output.with_name("hypothesis"), f"{loss}\n")

@@ -9,7 +9,7 @@ import torch
 from fairseq_sam.analysis import spectrum
 from fairseq_sam.analysis.curvature import Hessian
 from fairseq_sam.analysis.measured_spectrum import hessian_spectrum
-from fairseq_sam.analysis.spectral_density import lanczos_density, smooth
+from fairseq_sam.analysis.spectral_density import Density, lanczos_density, smooth, smoothing_width
 from fairseq_sam.criterions.float64 import preserve_float64
 from tests.analysis.test_curvature import (
     TextCNN,
@@ -149,6 +149,14 @@ class TestDensity:
     def test_smooth_keeps_the_mass(self) -> None:
         grid, values = smooth(lanczos_density(product, SIZE))
         assert values.sum() * (grid[1] - grid[0]) == pytest.approx(1, abs=1e-3)
+
+    def test_spikes_are_as_broad_beside_each_other(self) -> None:
+        narrow = Density(np.array([0.0, 1.0]), np.array([0.9, 0.1]))
+        wide = Density(np.array([0.0, 20.0]), np.array([0.9, 0.1]))
+        sigma = smoothing_width([narrow, wide])
+        assert sigma == smoothing_width([wide]) > smoothing_width([narrow])
+        heights = [max(smooth(each, sigma)[1]) for each in (narrow, wide)]
+        assert heights[0] == pytest.approx(heights[1], rel=0.02)
 
 
 class TestHessians:
