@@ -13,6 +13,7 @@ ALL_METHODS="baseline r3f sam delta_sam sam_noise delta_sam_noise delta_sam_lite
 WITHOUT_RADIUS="r3f"
 DEFAULT_METHODS="baseline r3f sam delta_sam sam_noise delta_sam_noise"
 SEEDS=1,2,3,4,5
+CURVES=0
 MODEL="" STS="" LEARNING_RATE=2e-5 BATCH=""
 
 usage() {
