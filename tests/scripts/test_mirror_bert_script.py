@@ -10,8 +10,9 @@ from string import ascii_lowercase
 
 import pytest
 
+from fairseq_sam.analysis.sts import SUBSETS
 from fairseq_sam.commands import main
-from tests.analysis.test_sts import write_all
+from tests.analysis.test_sts import write_all, write_sts
 from tests.conftest import REAL_DATA
 from tests.conversion.made_encoder import BERT_PIECES, write_encoder
 from tests.scripts.made_text import sentences, write_side
@@ -136,6 +137,16 @@ def real_slices(folder):
             slice_of.write_bytes(b"".join(content.splitlines(keepends=True)[:100]))
 
 
+def made_sets(folder):
+    """Writes every set, those of several subsets with sentences that can be told apart."""
+    write_all(folder)
+    texts = [english for _, english in sentences(9, 2)]
+    rows = [[str(i), one, other] for i, (one, other) in enumerate(zip(texts, texts[1:]))]
+    for name, parts in SUBSETS.items():
+        for part in parts:
+            write_sts(folder, name, part, rows)
+
+
 def test_small(tmp_path):
     """All of it, on slices of the real data where they are."""
     for name in ("tokenizers", "scipy"):
@@ -152,7 +163,7 @@ def test_small(tmp_path):
         data = tmp_path / "text"
         data.mkdir()
         write_side(data / "sentences.txt.gz", [english for _, english in sentences(120, 1)])
-        write_all(sts)
+        made_sets(sts)
     out = tmp_path / "out"
     result = run(
         "mirror_bert", "--small", "--model", tmp_path / "encoder", "--data", data, "--sts", sts,
