@@ -219,9 +219,9 @@ class TestTable:
         directory = write_run(tmp_path / "baseline")
         records = [{"name": name, "score": 1.0} for name in ("A", "B", "C")]
         (directory / "scores.json").write_text(json.dumps(records))
-        published = Published("Somebody", {name: {"baseline": "2"} for name in ("C", "A")})
+        published = Published("Somebody", {name: {"baseline": "2"} for name in ("C", "D", "A")})
         header = markdown_table([read_run(directory, "baseline")], published=published)
-        assert header.startswith("| run | C | paper | A | paper | B | best")
+        assert header.startswith("| run | C | paper | D, paper | A | paper | B | best")
 
     @pytest.mark.parametrize("name", ["mirror_bert_sts", "mirror_roberta_sts"])
     def test_published_averages_are_those_of_their_sets(self, name):

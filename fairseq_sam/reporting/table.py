@@ -76,7 +76,8 @@ def _columns(runs: Sequence[Run], published: Optional[Published], summary: str) 
         else:
             columns.append(_mean_column(metric, 2, _score_of(metric)))
         if published and metric in published.metrics:
-            columns.append(_Column("paper", _published_cell(published.metrics[metric])))
+            title = "paper" if any(metric in run.scores for run in runs) else f"{metric}, paper"
+            columns.append(_Column(title, _published_cell(published.metrics[metric])))
         columns.append(_Column("p", _p_value_cell(metric)))
     return [
         *columns,
