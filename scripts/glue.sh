@@ -210,7 +210,7 @@ score_run() { score_labelled "$1" "$2" "$BIN" valid "$METRICS"; }
 
 report() {
     local family=roberta
-    if [[ -d "$MODEL" && ! -f "$MODEL/merges.txt" ]]; then family=bert; fi
+    if [[ " ${MODEL_FLAGS[*]} " == *" --arch bert "* ]]; then family=bert; fi
     report_experiment "glue_${TASK//-/}_$family" "GLUE, $TASK" --summary best-median
 }
 

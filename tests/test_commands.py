@@ -210,9 +210,26 @@ class TestTable:
     def test_every_paper_has_a_metric_that_is_scored(self):
         known = {TOKENISED_BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-Lsum"}
         known |= {"Accuracy", "Perplexity", "Matthews", "Pearson"}
+        known |= {"STS average", "STS-B", "SICK-R", *(f"STS{year}" for year in range(12, 17))}
         for published in PUBLISHED.values():
             assert set(published.metrics) <= known
             assert all("baseline" in values for values in published.metrics.values())
+
+    def test_a_papers_metrics_keep_their_order(self, tmp_path):
+        directory = write_run(tmp_path / "baseline")
+        records = [{"name": name, "score": 1.0} for name in ("A", "B", "C")]
+        (directory / "scores.json").write_text(json.dumps(records))
+        published = Published("Somebody", {name: {"baseline": "2"} for name in ("C", "D", "A")})
+        header = markdown_table([read_run(directory, "baseline")], published=published)
+        assert header.startswith("| run | C | paper | D, paper | A | paper | B | best")
+
+    @pytest.mark.parametrize("name", ["mirror_bert_sts", "mirror_roberta_sts"])
+    def test_published_averages_are_those_of_their_sets(self, name):
+        sets = dict(PUBLISHED[name].metrics)
+        for method, average in sets.pop("STS average").items():
+            mean = sum(float(values[method]) for values in sets.values()) / 7
+            # All but BERT with FreeLB, where the paper prints 75.71 for 75.74.
+            assert float(average) == pytest.approx(mean, abs=0.04 if "free" in method else 0.01)
 
 
 class TestReport:

@@ -149,6 +149,8 @@ def _subset(
     path: Path, name: str, rows: List[List[str]], score: int, sentences: Tuple[int, int]
 ) -> Subset:
     one, other = sentences
+    if not rows:
+        raise DataError(f"{path}: has no scored pair")
     try:
         return Subset(
             name, [(row[one], row[other]) for row in rows], [float(row[score]) for row in rows]

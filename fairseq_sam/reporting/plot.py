@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
+from fairseq_sam.reporting.print_style import figure_file, line_style
 from fairseq_sam.reporting.runs import Run, is_perturbed
 
 _Curve = Tuple[List[int], List[float]]
@@ -41,32 +41,17 @@ def write_plot(runs: Sequence[Run], path: Path, title: Optional[str] = None) -> 
     sharpness (perturbed minus clean training loss), if any run has it. A dotted line marks where a
     run's perturbation begins.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = _panels(runs)
-    figure, axes = pyplot.subplots(
-        len(panels),
-        1,
-        sharex=True,
-        squeeze=False,
-        figsize=(7, 1.5 + 2.5 * len(panels)),
-        layout="constrained",
-    )
-    colors = pyplot.rcParams["axes.prop_cycle"].by_key()["color"]
-    for axis, (label, curve) in zip(axes[:, 0], panels):
-        for index, run in enumerate(runs):
-            _draw(axis, run, curve(run), colors[index % len(colors)])
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes[-1, 0].set_xlabel("epoch")
-    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
-    axes[0, 0].legend()
-    axes[0, 0].set_title(title or "")
-    _save(figure, path)
-    pyplot.close(figure)
+    with figure_file(path, len(panels), width=7) as (_, axes):
+        for axis, (label, curve) in zip(axes, panels):
+            for index, run in enumerate(runs):
+                _draw(axis, run, curve(run), index)
+            axis.set_ylabel(label)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.sharex(axes[0])
+        axes[-1].set_xlabel("epoch")
+        axes[0].legend()
+        axes[0].set_title(title or "")
 
 
 def _panels(runs: Sequence[Run]) -> List[Tuple[str, Callable[[Run], _Curve]]]:
@@ -81,19 +66,9 @@ def _panels(runs: Sequence[Run]) -> List[Tuple[str, Callable[[Run], _Curve]]]:
     return panels
 
 
-def _draw(axis: Any, run: Run, curve: _Curve, color: str) -> None:
-    axis.plot(*curve, marker="o", markersize=3, color=color, label=run.name)
+def _draw(axis: Any, run: Run, curve: _Curve, index: int) -> None:
+    style = line_style(index)
+    axis.plot(*curve, label=run.name, **style)
     start = run.first_perturbed_epoch()
     if start is not None:
-        axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=color)
-
-
-def _save(figure: Any, path: Path) -> None:
-    """Saves so that ``path`` is never a half-written image."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.incomplete{path.suffix}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        os.replace(temporary, path)
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+        axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=style["color"])

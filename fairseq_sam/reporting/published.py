@@ -212,3 +212,36 @@ for _model, _rows in _GLUE_ROWS.items():
             "RTE, MRPC and STS-B are of a model that had been trained on MNLI before",
             {_metric: {name: row.split()[_column] for name, row in _rows.items()}},
         )
+
+_STS = ["STS average", "STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R"]
+_STS_ROWS = {
+    "bert": {
+        "baseline": "74.85 67.87 80.98 71.84 81.58 74.41 77.78 69.53",
+        "free_lb": "75.71 69.78 80.81 72.87 82.55 74.77 79.01 70.40",
+        "r3f": "75.27 68.58 80.93 72.51 81.97 75.47 77.62 69.79",
+        "sam": "75.50 68.37 82.16 72.88 82.22 74.71 77.98 70.20",
+        "delta_sam": "75.72 68.44 82.30 73.12 82.27 75.12 78.83 69.94",
+        "sam_noise": "76.44 70.09 83.53 74.22 82.67 77.61 80.16 66.81",
+        "delta_sam_noise": "76.71 69.73 83.73 74.58 83.01 77.72 79.08 69.11",
+    },
+    "roberta": {
+        "baseline": "74.98 64.49 81.69 73.32 79.78 77.49 78.53 69.56",
+        "free_lb": "75.73 65.52 82.41 74.00 80.72 78.60 79.06 69.81",
+        "r3f": "75.32 64.58 82.12 73.62 80.27 77.90 78.66 70.13",
+        "sam": "75.18 64.86 81.96 73.56 79.82 77.06 78.83 70.21",
+        "delta_sam": "75.27 64.97 81.89 73.46 80.12 77.62 78.96 69.89",
+        "sam_noise": "75.90 66.65 82.52 74.10 80.81 78.47 79.02 69.71",
+        "delta_sam_noise": "76.31 66.94 82.86 74.46 81.13 78.91 79.52 70.32",
+    },
+}
+_STS_MODELS = {"bert": "Mirror-BERT-base", "roberta": "Mirror-RoBERTa-base"}
+
+for _model, _rows in _STS_ROWS.items():
+    PUBLISHED[f"mirror_{_model}_sts"] = Published(
+        f"Zhou et al., δ-SAM, Findings of EMNLP 2022, Table 2, {_STS_MODELS[_model]}: "
+        "mean of 5 runs",
+        {
+            metric: {name: row.split()[column] for name, row in _rows.items()}
+            for column, metric in enumerate(_STS)
+        },
+    )

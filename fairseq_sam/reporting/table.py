@@ -32,6 +32,7 @@ def markdown_table(
             equal once its match is cut out share a row: mean ± sample standard deviation, and the
             median of p-values.
         published: a paper's results; beside each metric that it has, and its other rows below.
+            Its metrics come in its order, before others.
         summary: what stands for the scores of several runs: ``mean-std``, or ``best-median``.
 
     Returns:
@@ -65,6 +66,8 @@ def _columns(runs: Sequence[Run], published: Optional[Published], summary: str) 
     found = {metric for run in runs for metric in run.scores}
     found |= set(published.metrics) if published else set()
     metrics = [m for m in _LEADING_METRICS if m in found]
+    if published:
+        metrics += [m for m in published.metrics if m not in metrics]
     metrics += sorted(found - set(metrics))
     columns: List[_Column] = []
     for metric in metrics:
@@ -73,7 +76,8 @@ def _columns(runs: Sequence[Run], published: Optional[Published], summary: str) 
         else:
             columns.append(_mean_column(metric, 2, _score_of(metric)))
         if published and metric in published.metrics:
-            columns.append(_Column("paper", _published_cell(published.metrics[metric])))
+            title = "paper" if any(metric in run.scores for run in runs) else f"{metric}, paper"
+            columns.append(_Column(title, _published_cell(published.metrics[metric])))
         columns.append(_Column("p", _p_value_cell(metric)))
     return [
         *columns,

@@ -5,6 +5,7 @@
 #
 #   ALL_METHODS, DEFAULT_METHODS   names; the first is the baseline
 #   WITHOUT_RADIUS                 those of them, beside the baseline, that do not perturb weights
+#   CURVES                         0 where there is no validation, so that there are none to plot
 #   method_flags METHOD            sets METHOD_FLAGS, the optimizer's flags, and METHOD_RHO
 #   recipe_flags SEED              sets RECIPE_FLAGS, the flags that all methods share
 #   download, prepare              stages 1 and 2
@@ -17,7 +18,7 @@ source "$ROOT/scripts/lib/stages.sh"
 source "$ROOT/scripts/lib/commands.sh"
 
 WITHOUT_RADIUS="" METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6 GPUS="" PARALLEL=1 NODES=1
-NODE_RANK=0 MASTER=localhost:29500 EPOCHS="" START="" AVERAGE="" FREE_DISK=0
+NODE_RANK=0 MASTER=localhost:29500 EPOCHS="" START="" AVERAGE="" FREE_DISK=0 CURVES=1
 
 experiment_help() {
     cat <<'END'
@@ -316,6 +317,7 @@ has_baseline() {
 report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE FLAGS...
     local runs=() line words table="$1" title="$2"
     shift 2
+    if ((CURVES)); then set -- "$@" --plot "$OUT/curves.png"; fi
     while IFS= read -r line; do
         read -r -a words <<<"$line"
         runs+=("$(run_dir "${words[@]}")")
@@ -323,9 +325,9 @@ report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE FLAGS...
     if ((SMALL)); then title+=", small"; fi
     perform "$PYTHON" -m fairseq_sam.commands report "${runs[@]}" --relative-to "$OUT/runs" \
         --group-by '/seed[0-9]+' --paper "$table" --title "$title" "$@" \
-        --output "$OUT/report.md" --plot "$OUT/curves.png"
+        --output "$OUT/report.md"
     note "table: $OUT/report.md"
-    note "curves: $OUT/curves.png"
+    if ((CURVES)); then note "curves: $OUT/curves.png"; fi
 }
 
 start_experiment() { # NAME-OF-THE-FOLDER SETTINGS
