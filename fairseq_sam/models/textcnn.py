@@ -35,7 +35,8 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
     Every window with at least one word of the sentence in it counts, padded by zero vectors on both
     sides as in Kim's code; windows of nothing but padding do not, so a sentence's scores do not
     depend on its batch. Of Kim's variants this is CNN-rand, or with ``--embed-path``
-    CNN-non-static; his bound on the norm of the classifier's rows (s = 3) is not here.
+    CNN-non-static; his bound on the norm of the classifier's rows (s = 3) is not here. Embeddings
+    begin as in his code, uniformly between -0.25 and 0.25 (from N(0, 1) MR is hardly learnt).
 
     Args:
         embed_tokens: the word embeddings ``[words, size]``.
@@ -64,6 +65,7 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
         self.classification_heads = nn.ModuleDict()
         self.num_features = feature_maps * len(windows)
         self.dropout = dropout
+        self.args = None  # fairseq 0.12.2's sentence_prediction looks at it
         self._max_positions = max_positions
 
     @classmethod
@@ -76,6 +78,8 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
         _check(cfg)
         dictionary = task.source_dictionary
         embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, dictionary.pad())
+        nn.init.uniform_(embed_tokens.weight, -0.25, 0.25)
+        nn.init.zeros_(embed_tokens.weight[dictionary.pad()])
         if cfg.embed_path:
             vectors = utils.parse_embedding(cfg.embed_path)
             utils.load_embedding(vectors, dictionary, embed_tokens)

@@ -92,6 +92,12 @@ def build(**flags):
     return TextCNN.build_model(cfg, task)
 
 
+def test_embeddings_begin_as_kims():
+    weight = build().embed_tokens.weight
+    assert float(weight.abs().max()) <= 0.25
+    assert torch.equal(weight[Dictionary().pad()], torch.zeros(300))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -28,6 +28,7 @@ class Bag(nn.Module):
         self.out = nn.Linear(4, 3)
         self.classification_heads = {"sentence_classification_head": None}
         self.dropout = dropout
+        self.args = None  # fairseq 0.12.2 looks at it
         self.double()
 
     def forward(self, src_tokens, features_only=True, classification_head_name=None, **_):
