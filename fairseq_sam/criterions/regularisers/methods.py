@@ -81,7 +81,8 @@ def r3f(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """R3F (Aghajanyan et al. 2020, Eq. 8): a second pass with noise on the embeddings.
 
     l(x) + λ (KL(p‖q) + KL(q‖p)), z ~ U(−σ, σ) or N(0, σ²). Each pass has a dropout mask of its own.
-    Unlike fairseq's own, the gradient of the second pass reaches the embeddings.
+    Unlike in fairseq's own for sentence prediction, the second pass's gradient reaches the
+    embeddings; and where that weighs D by tokens a sentence (for sequences), λ is as in the paper.
 
     Args:
         passes: of one mini-batch.
@@ -106,8 +107,9 @@ def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """SMART's smoothness-inducing adversarial regularisation (Jiang et al. 2020, Eqs. 1-2).
 
     l(x) + λ_s max over ‖z‖∞ ≤ ε of (KL(p‖q) + KL(q‖p)); z starts at N(0, σ²) and climbs the
-    divergence by steps of η g / ‖g‖∞, the norm being each sentence's. The paper's other part, the
-    Bregman proximal point method, needs a second copy of the model and is not here.
+    divergence by steps of η g / ‖g‖∞, the norm being each sentence's (the paper: the batch's). Each
+    pass has a dropout mask of its own, as in R3F. The paper's other part, the Bregman proximal
+    point method, needs a second copy of the model and is not here.
 
     Args:
         passes: of one mini-batch.
@@ -134,8 +136,9 @@ def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     mean over t = 0..K of l(x + z_t), z_0 ~ U(−ε, ε) / √n with n the sentence's number of entries,
     z_t = Π(z_{t−1} + α g / ‖g‖), norms being each sentence's; the same dropout masks throughout
-    (their §3.3). Algorithm 1 counts passes, its K is ours plus one. All K + 1 graphs live until the
-    backward pass: memory for activations grows with K.
+    (their §3.3). L∞, with the same z_0, is GA-SAM's variant (its Appendix C.4). Algorithm 1 counts
+    passes, its K is ours plus one. All K + 1 graphs live until the backward pass: memory for
+    activations grows with K.
 
     Args:
         passes: of one mini-batch.
