@@ -11,8 +11,8 @@ usage() {
     cat <<'END'
 Usage: bash scripts/ablation.sh [OPTIONS] [OPTIONS OF THE TWO SCRIPTS]
 
-Trains GA-SAM with other risks, granularities, scales, steps and radii: 24 runs a seed for TextCNN on IMDB
-(scripts/textcnn_imdb.sh) and 24 for the LSTM on PTB (scripts/lstm_ptb.sh), and puts the paper's figures beside
+Trains GA-SAM with other risks, granularities, scales, steps and radii: 26 runs a seed for TextCNN on IMDB
+(scripts/textcnn_imdb.sh) and 26 for the LSTM on PTB (scripts/lstm_ptb.sh), and puts the paper's figures beside
 the measured ones: OUT/{textcnn,lstm}/report.md and OUT/{textcnn,lstm}.png.
 
   --only NAME         textcnn or lstm

@@ -106,6 +106,8 @@ method_flags() {
         ga_sam) METHOD_FLAGS=(--optimizer ga_sam --base-optimizer adam) ;;
         r3f | r_drop)
             METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
+            # α as in R-Drop's own script for CNN/DM.
+            if [[ "$1" == r_drop ]]; then METHOD_FLAGS+=(--r-drop-alpha 0.7); fi
             ;;
     esac
 }

@@ -25,8 +25,8 @@ usage() {
 Usage: bash scripts/glue.sh TASK --model PATH [OPTIONS]
 
 Reproduces a column of δ-SAM's Tables 1 and 2: gets a GLUE task, fine-tunes a pretrained encoder on it with
-fairseq's settings for RoBERTa, without and with sharpness-aware training, and prints best and median of the
-seeds on the dev set beside the paper's. TASK is CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2 or STS-B.
+R-Drop's settings, as the paper does, without and with sharpness-aware training, and prints best and median of
+the seeds on the dev set beside the paper's. TASK is CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2 or STS-B.
 What the paper leaves open: docs/reproduce.md.
 
 Model and data:
@@ -37,9 +37,8 @@ Model and data:
   --gpt2-bpe DIR      for a model.pt: a folder with encoder.json, vocab.bpe and dict.txt (default: download)
 
 Training:
-  --epochs N          (default: 10, with --small 2)
-  --lr X, --batch N   (default: fairseq's for RoBERTa-large: 1e-5, of RTE and STS-B 2e-5; 32, of RTE, MRPC, CoLA
-                      and STS-B 16)
+  --epochs N          (default: R-Drop's number of updates, about 10 epochs; with --batch 10, with --small 2)
+  --lr X, --batch N   (default: 1e-5; 32, of MRPC, CoLA and STS-B 16, of RTE 8)
 
 END
     experiment_help
@@ -76,14 +75,9 @@ check_options() {
     check_choice TASK "$TASK" "$TASKS"
     check_experiment_options
     LIMIT=()
-    if ((SMALL)); then
-        : "${EPOCHS:=2}"
-        LIMIT=(--limit 200 100)
-    else
-        : "${EPOCHS:=10}"
-    fi
+    if ((SMALL)); then LIMIT=(--limit 200 100); fi
     task_settings
-    check_number --epochs "$EPOCHS" 1
+    [[ -z "$EPOCHS" ]] || check_number --epochs "$EPOCHS" 1
     check_number --batch "$BATCH" 1
     check_positive --lr "$LEARNING_RATE"
     [[ -n "$MODEL" ]] || misuse "--model is missing: a folder of fairseq-sam convert, or a model.pt"
@@ -99,22 +93,32 @@ check_options() {
     [[ -z "$DATA" || -d "$DATA" ]] || misuse "--data $DATA: no such directory"
 }
 
-# fairseq's settings (examples/roberta/README.glue.md), and the paper's η (its Appendix).
+# Batches, updates and warm-up are R-Drop's (huggingface_transformer_src/README.md of its repository), who has
+# them from fairseq's examples/roberta; radii and η are those of δ-SAM's Table 5, β those of its draft.
 task_settings() {
-    CLASSES=2 METRICS=accuracy BEST=accuracy NUMBER=0 PAIRS=1 ETA=1e-4 RHO=0.02 rate=1e-5 size=32 DRAFT_BETA=3
+    local size beta=() rdrop=()
+    CLASSES=2 METRICS=accuracy BEST=accuracy NUMBER=0 PAIRS=1 ETA=1e-4
+    size=32 UPDATES="" WARMUP=""
     case "$TASK" in
-        CoLA) PAIRS=0 METRICS=matthews size=16 DRAFT_BETA=20 ;;
-        MNLI) CLASSES=3 ;;
-        MRPC) METRICS=accuracy,f1 size=16 ;;
-        QQP) METRICS=accuracy,f1 ;;
-        RTE) rate=2e-5 size=16 ETA=5e-4 DRAFT_BETA=5 ;;
-        SST-2) PAIRS=0 ;;
-        STS-B) CLASSES=1 METRICS=pearson,spearman BEST=loss NUMBER=1 rate=2e-5 size=16 RHO=0.01 DRAFT_BETA=10 ;;
+        CoLA) PAIRS=0 METRICS=matthews size=16 rdrop=(5336 320) beta=(20 10) ;;
+        MNLI) CLASSES=3 rdrop=(123873 7432) beta=(3 3) ;;
+        MRPC) METRICS=accuracy,f1 size=16 rdrop=(2296 137) beta=(5 10) ;;
+        QNLI) rdrop=(33112 1986) beta=(3 3) ;;
+        QQP) METRICS=accuracy,f1 rdrop=(113272 28318) beta=(3 3) ;;
+        RTE) size=8 ETA=5e-4 rdrop=(2036 122) beta=(5 70) ;;
+        SST-2) PAIRS=0 rdrop=(20935 1256) beta=(3 3) ;;
+        STS-B) CLASSES=1 METRICS=pearson,spearman BEST=loss NUMBER=1 size=16 rdrop=(3598 214) beta=(10 10) ;;
     esac
-    if [[ "$TASK" == MRPC || "$TASK" == QNLI ]]; then DRAFT_BETA=5; fi
-    if [[ "$TASK" == QNLI ]]; then DRAFT_BETA=3; fi
-    : "${LEARNING_RATE:=$rate}" "${BATCH:=$size}"
+    FAMILY=roberta RHO=0.02 DRAFT_BETA="${beta[0]}"
+    if is_bert; then FAMILY=bert RHO=0.05 DRAFT_BETA="${beta[1]}"; fi
+    if ((NUMBER)); then RHO=0.01; fi
+    if ((!SMALL)) && [[ -z "$EPOCHS$BATCH" ]]; then UPDATES="${rdrop[0]}" WARMUP="${rdrop[1]}"; fi
+    if [[ -z "$UPDATES" ]]; then : "${EPOCHS:=$((SMALL ? 2 : 10))}"; fi
+    : "${LEARNING_RATE:=1e-5}" "${BATCH:=$size}"
 }
+
+# Of the two kinds that fairseq-sam convert writes, RoBERTa has merges.
+is_bert() { [[ -d "$MODEL" && ! -f "$MODEL/merges.txt" ]]; }
 
 method_flags() {
     local criterion="sentence_prediction" radius="$RHO"
@@ -141,10 +145,10 @@ recipe_flags() { # SEED
         --init-token 0 "${MODEL_FLAGS[@]}" --finetune-from-model "$MODEL_FILE"
         --shorten-method truncate
         --required-batch-size-multiple 1 --criterion per_sentence_sentence_prediction
-        --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.1 --adam-betas '(0.9, 0.98)' --adam-eps 1e-06
+        --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 --adam-betas '(0.9, 0.98)' --adam-eps 1e-06
         --clip-norm 0.0 --lr-scheduler polynomial_decay --lr "$LEARNING_RATE"
-        --total-num-update "$UPDATES" --warmup-updates "$((UPDATES * 6 / 100))" --max-update "$UPDATES"
-        --batch-size "$BATCH" --best-checkpoint-metric "$BEST" --no-epoch-checkpoints)
+        --total-num-update "$UPDATES" --warmup-updates "$WARMUP" --max-update "$UPDATES"
+        --batch-size "$(per_worker "$BATCH")" --best-checkpoint-metric "$BEST" --no-epoch-checkpoints)
     if ((NUMBER)); then
         RECIPE_FLAGS+=(--regression-target)
     else
@@ -209,9 +213,7 @@ prepare_labels() { # DIR
 score_run() { score_labelled "$1" "$2" "$BIN" valid "$METRICS"; }
 
 report() {
-    local family=roberta
-    if [[ " ${MODEL_FLAGS[*]} " == *" --arch bert "* ]]; then family=bert; fi
-    report_experiment "glue_${TASK//-/}_$family" "GLUE, $TASK" --summary best-median
+    report_experiment "glue_${TASK//-/}_$FAMILY" "GLUE, $TASK" --summary best-median
 }
 
 settings() {
@@ -233,9 +235,10 @@ choose_model() {
     fi
 }
 
-# As many updates as the epochs have, which the schedule must know.
+# Without R-Drop's numbers: as many updates as the epochs have, which the schedule must know.
 count_updates() {
     local size
+    if [[ -z "$EPOCHS" ]]; then return; fi
     case "$TASK" in # in the whole data
         CoLA) size=8551 ;;
         MNLI) size=392702 ;;
@@ -248,6 +251,7 @@ count_updates() {
     esac
     if [[ -f "$OUT/prepared/train.input0" ]]; then size="$(wc -l <"$OUT/prepared/train.input0")"; fi
     UPDATES=$((EPOCHS * ((size + BATCH - 1) / BATCH)))
+    WARMUP=$((UPDATES * 6 / 100))
 }
 
 main() {

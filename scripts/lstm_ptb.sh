@@ -106,7 +106,7 @@ recipe_flags() { # SEED
     RECIPE_FLAGS=(--user-dir "$ROOT/fairseq_sam" --task language_modeling --arch lstm_lm
         --decoder-layers 2 --decoder-embed-dim "$WIDTH" --decoder-hidden-size "$WIDTH"
         --decoder-out-embed-dim "$WIDTH" --share-decoder-input-output-embed --decoder-attention 0 --dropout 0.5
-        --tokens-per-sample 35 --sample-break-mode none --batch-size 20 --required-batch-size-multiple 1
+        --tokens-per-sample 35 --sample-break-mode none --batch-size "$(per_worker 20)" --required-batch-size-multiple 1
         --criterion per_sentence_cross_entropy --lr "$LEARNING_RATE" --lr-scheduler fixed --force-anneal 11
         --lr-shrink 0.5 --clip-norm 0.25 --no-epoch-checkpoints)
 }

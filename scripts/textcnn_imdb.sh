@@ -69,11 +69,11 @@ check_options() {
         : "${EPOCHS:=$((SMALL ? 3 : 25))}"
         # Kim 2014, section 3.1.
         BASE_OPTIMIZER=adadelta
-        SIZES=(--embed-dim 300 --feature-maps 100 --max-positions 64 --lr 1.0 --batch-size 50)
+        SIZES=(--embed-dim 300 --feature-maps 100 --max-positions 64 --lr 1.0 --batch-size "$(per_worker 50)")
     else
         : "${EPOCHS:=$((SMALL ? 3 : 10))}"
         BASE_OPTIMIZER=adam
-        SIZES=(--embed-dim 500 --feature-maps 500 --max-positions 200 --lr 1e-3 --batch-size 64)
+        SIZES=(--embed-dim 500 --feature-maps 500 --max-positions 200 --lr 1e-3 --batch-size "$(per_worker 64)")
     fi
     LIMIT=()
     if ((SMALL)); then

@@ -260,7 +260,7 @@ class TestReport:
         run = write_run(tmp_path / "run", sharpness=sharpness)
         assert main(["report", str(run), "--plot", str(tmp_path / "curves.svg")]) == 0
         # Text is drawn as outlines; the size tells whether the second panel is there.
-        height = 72 * (6.5 if sharpness else 4)
+        height = 72 * (0.4 + 2.6 * (2 if sharpness else 1))
         assert f'height="{height:g}pt"' in (tmp_path / "curves.svg").read_text()
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])

@@ -20,7 +20,10 @@ class TextCNNConfig(FairseqDataclass):
 
     embed_dim: int = field(default=300, metadata={"help": "size of the word embeddings"})
     embed_path: str = field(
-        default="", metadata={"help": "word vectors to begin with: lines of a word and numbers"}
+        default="",
+        metadata={
+            "help": "word vectors to begin with: a first line, then lines of word and numbers"
+        },
     )
     feature_maps: int = field(default=100, metadata={"help": "feature maps of each window"})
     windows: str = field(default="3,4,5", metadata={"help": "widths of the filters, in words"})
@@ -35,7 +38,8 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
     Every window with at least one word of the sentence in it counts, padded by zero vectors on both
     sides as in Kim's code; windows of nothing but padding do not, so a sentence's scores do not
     depend on its batch. Of Kim's variants this is CNN-rand, or with ``--embed-path``
-    CNN-non-static; his bound on the norm of the classifier's rows (s = 3) is not here.
+    CNN-non-static; his bound on the norm of the classifier's rows (s = 3) is not here. Embeddings
+    begin as in his code, uniformly between -0.25 and 0.25 (from N(0, 1) MR is hardly learnt).
 
     Args:
         embed_tokens: the word embeddings ``[words, size]``.
@@ -64,6 +68,7 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
         self.classification_heads = nn.ModuleDict()
         self.num_features = feature_maps * len(windows)
         self.dropout = dropout
+        self.args = None  # fairseq 0.12.2's sentence_prediction looks at it
         self._max_positions = max_positions
 
     @classmethod
@@ -76,8 +81,10 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
         _check(cfg)
         dictionary = task.source_dictionary
         embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, dictionary.pad())
+        nn.init.uniform_(embed_tokens.weight, -0.25, 0.25)
+        nn.init.zeros_(embed_tokens.weight[dictionary.pad()])
         if cfg.embed_path:
-            vectors = utils.parse_embedding(cfg.embed_path)
+            vectors = _read_vectors(cfg.embed_path, cfg.embed_dim)
             utils.load_embedding(vectors, dictionary, embed_tokens)
         windows = [int(width) for width in cfg.windows.split(",")]
         return cls(embed_tokens, windows, cfg.feature_maps, cfg.dropout, cfg.max_positions)
@@ -125,6 +132,20 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
     def max_positions(self) -> int:
         """Returns how many tokens a sentence may have: as many as the task says."""
         return self._max_positions
+
+
+def _read_vectors(path: str, size: int) -> Dict[str, Tensor]:
+    try:
+        vectors: Dict[str, Tensor] = utils.parse_embedding(path)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"error: argument --embed-path: {path}: {error}") from error
+    for word, vector in vectors.items():
+        if len(vector) != size:
+            raise SystemExit(
+                f"error: argument --embed-path: {path}: {word} has {len(vector)} numbers; "
+                f"--embed-dim wants {size}"
+            )
+    return vectors
 
 
 def _check(cfg: TextCNNConfig) -> None:

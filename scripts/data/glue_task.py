@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import math
 import random
 import sys
 from pathlib import Path
@@ -77,6 +78,8 @@ def lines_of(path: Path) -> List[str]:
 def read(path: Path, task: Task) -> Iterator[Row]:
     """Yields sentence, second sentence and label; rows that lack one of them are passed over."""
     lines = lines_of(path)
+    if not lines:
+        raise CorpusError(f"{path}: no examples in it")
     if task.label.isdigit():
         columns = {str(i): i for i in range(9)}
     else:
@@ -91,7 +94,16 @@ def read(path: Path, task: Task) -> Iterator[Row]:
             continue
         first, *second, label = (fields[columns[name]].strip() for name in wanted)
         if first and label not in ("", "-") and all(second):
+            if task.number and not _is_number(label):
+                raise CorpusError(f"{path}: {label!r} in column {task.label} is not a number")
             yield first, (second[0] if second else None), label
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
@@ -109,6 +121,12 @@ def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Reads and writes."""
     parser = argparse.ArgumentParser(
@@ -118,7 +136,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
-        "--limit", type=int, nargs=2, metavar=("N", "M"), help="only N examples to train, M others"
+        "--limit",
+        type=_count,
+        nargs=2,
+        metavar=("N", "M"),
+        help="only N examples to train, M others",
     )
     args = parser.parse_args(argv)
     task = TASKS[args.task]
@@ -133,7 +155,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 rows = random.Random(1).sample(rows, len(rows))[: args.limit[split != "train"]]
             write(rows, args.out / split, task)
             print(f"{split} {len(rows)}")
-    except (CorpusError, OSError, ValueError) as error:
+    except (CorpusError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -57,15 +57,19 @@ def _archived(path: Path) -> Iterator[Tuple[str, str, str]]:
                 if found and file:
                     name = f"{found.group(2)}/{member.name.rsplit('/', 1)[1]}"
                     yield found.group(1), name, file.read().decode("utf-8")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise CorpusError(f"{path}: damaged, or not a tar archive ({error})") from error
+    except (tarfile.TarError, EOFError, OSError, UnicodeDecodeError) as error:
+        reason = str(error).split("\n")[0]
+        raise CorpusError(f"{path}: damaged, or not an archive of texts ({reason})") from error
 
 
 def _unpacked(root: Path) -> Iterator[Tuple[str, str, str]]:
     for split in ("train", "test"):
         for name in CLASSES:
             for path in root.glob(f"{split}/{name}/*.txt"):
-                yield split, f"{name}/{path.name}", path.read_text(encoding="utf-8")
+                try:
+                    yield split, f"{name}/{path.name}", path.read_text(encoding="utf-8")
+                except UnicodeDecodeError as error:
+                    raise CorpusError(f"{path}: not UTF-8 ({error})") from error
 
 
 def read_sentences(root: Path) -> List[Example]:
@@ -75,6 +79,8 @@ def read_sentences(root: Path) -> List[Example]:
         for line in _lines(root, name):
             if line.strip():
                 examples.setdefault(line.strip(), name)
+    if len(examples) < 2 * FOLDS:
+        raise CorpusError(f"{root}: {len(examples)} sentences are too few for {FOLDS} folds")
     return list(examples.items())
 
 
@@ -82,9 +88,12 @@ def _lines(root: Path, name: str) -> List[str]:
     for stem in (name, f"rt-polarity.{name}"):
         plain, packed = root / stem, root / f"{stem}.gz"
         if plain.is_file() or packed.is_file():
-            content = (
-                plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-            )
+            try:
+                content = (
+                    plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
+                )
+            except (OSError, EOFError) as error:
+                raise CorpusError(f"{packed}: damaged ({error})") from error
             try:
                 return content.decode("utf-8").split("\n")
             except UnicodeDecodeError:  # the files as their authors publish them
@@ -144,6 +153,12 @@ def _from_1_to_10(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Reads and writes."""
     parser = argparse.ArgumentParser(
@@ -152,9 +167,15 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder, or IMDB's archive")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--fold", type=_from_1_to_10, help="MR: which of its ten folds")
-    parser.add_argument("--longest", type=int, default=200, help="words of a review (default: 200)")
     parser.add_argument(
-        "--limit", type=int, nargs=2, metavar=("N", "M"), help="only N examples to train, M others"
+        "--longest", type=_count, default=200, help="words of a review (default: 200)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=_count,
+        nargs=2,
+        metavar=("N", "M"),
+        help="only N examples to train, M others",
     )
     args = parser.parse_args(argv)
     try:

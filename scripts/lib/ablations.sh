@@ -10,7 +10,7 @@ OTHER_NORM="ga_sam_l2"
 # choose_ablations RADII-UNDER-L∞ RADII-UNDER-L2: sets METHODS to all of them, as the tables have them.
 choose_ablations() {
     local radius
-    METHODS="baseline sam ga_sam $ABLATIONS $STEPS"
+    METHODS="baseline sam ga_sam multi_step_defense $ABLATIONS $STEPS" # multi_step_defense is T = 1
     for radius in $1; do METHODS+=" ga_sam@$radius"; done
     for radius in $2; do METHODS+=" ga_sam_l2@$radius"; done
     METHODS="${METHODS// /,}"

@@ -107,6 +107,9 @@ check_experiment_options() {
     SHARES=$((NODES * (GPUS > 1 ? GPUS : 1)))
 }
 
+# per_worker BATCH: what each of the GPUs takes of it.
+per_worker() { printf '%s\n' "$((($1 + SHARES - 1) / SHARES))"; }
+
 visible_gpus() {
     if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then
         tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true

@@ -52,6 +52,8 @@ method_flags() {
             ;;
         r3f | r_drop | smart)
             METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
+            # α as in R-Drop's own script for IWSLT'14.
+            if [[ "$1" == r_drop ]]; then METHOD_FLAGS+=(--r-drop-alpha 5); fi
             return
             ;;
     esac

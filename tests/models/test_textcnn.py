@@ -92,6 +92,30 @@ def build(**flags):
     return TextCNN.build_model(cfg, task)
 
 
+def test_word_vectors(tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("1 3\nfilm 1 2 3\n")
+    dictionary = Dictionary()
+    dictionary.add_symbol("film")
+    task = types.SimpleNamespace(source_dictionary=dictionary)
+    cfg = {**vars(TextCNNConfig()), "embed_path": str(path)}
+    network = TextCNN.build_model(argparse.Namespace(**{**cfg, "embed_dim": 3}), task)
+    assert network.embed_tokens.weight[dictionary.index("film")].tolist() == [1.0, 2.0, 3.0]
+    with pytest.raises(SystemExit, match=r"--embed-path: .*: film has 3 numbers; .* wants 300"):
+        build(embed_path=str(path))
+    path.write_text("1 3\nfilm one 2 3\n")
+    with pytest.raises(SystemExit, match=r"--embed-path: .*could not convert"):
+        build(embed_path=str(path))
+    with pytest.raises(SystemExit, match=r"--embed-path: .*No such file"):
+        build(embed_path=str(tmp_path / "missing"))
+
+
+def test_embeddings_begin_as_kims():
+    weight = build().embed_tokens.weight.detach()
+    assert float(weight.abs().max()) <= 0.25
+    assert torch.equal(weight[Dictionary().pad()], torch.zeros(300))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -114,28 +114,58 @@ class TestFullSize:
         assert {key: found[key] for key in wanted} == wanted
 
     @pytest.mark.parametrize(
-        ("task", "radius", "eta", "classes", "rate", "batch"),
+        ("task", "radius", "eta", "classes", "batch", "updates", "warmup"),
         [
-            ("CoLA", "0.02", "1e-4", "2", "1e-5", "16"),
-            ("MNLI", "0.02", "1e-4", "3", "1e-5", "32"),
-            ("MRPC", "0.02", "1e-4", "2", "1e-5", "16"),
-            ("QNLI", "0.02", "1e-4", "2", "1e-5", "32"),
-            ("QQP", "0.02", "1e-4", "2", "1e-5", "32"),
-            ("RTE", "0.02", "5e-4", "2", "2e-5", "16"),
-            ("SST-2", "0.02", "1e-4", "2", "1e-5", "32"),
-            ("STS-B", "0.01", "1e-4", "1", "2e-5", "16"),
+            ("CoLA", "0.02", "1e-4", "2", "16", "5336", "320"),
+            ("MNLI", "0.02", "1e-4", "3", "32", "123873", "7432"),
+            ("MRPC", "0.02", "1e-4", "2", "16", "2296", "137"),
+            ("QNLI", "0.02", "1e-4", "2", "32", "33112", "1986"),
+            ("QQP", "0.02", "1e-4", "2", "32", "113272", "28318"),
+            ("RTE", "0.02", "5e-4", "2", "8", "2036", "122"),
+            ("SST-2", "0.02", "1e-4", "2", "32", "20935", "1256"),
+            ("STS-B", "0.01", "1e-4", "1", "16", "3598", "214"),
         ],
     )
-    def test_glue(self, task, radius, eta, classes, rate, batch):
+    def test_glue(self, task, radius, eta, classes, batch, updates, warmup):
         commands = dry_run(
             "glue", task, "--model", "M.pt", "--data", REAL_DATA.parent, "--gpus", 1, "--out", "O"
         )
         found = trainings(commands, "O/runs/delta_sam/seed5/checkpoints")
         assert (found["--sam-rho"], found["--delta-sam-eta"]) == (radius, eta)
-        assert (found["--num-classes"], found["--lr"]) == (classes, rate)
+        assert (found["--num-classes"], found["--lr"]) == (classes, "1e-5")
         assert (found["--batch-size"], found["--arch"]) == (batch, "roberta_large")
+        assert (found["--max-update"], found["--total-num-update"]) == (updates, updates)
+        assert (found["--warmup-updates"], found["--weight-decay"]) == (warmup, "0.01")
+        assert "--max-epoch" not in found
         assert ("--regression-target" in found) == (task == "STS-B")
         assert (commands[-1][commands[-1].index("--summary") + 1]) == "best-median"
+
+    def test_glue_with_bert(self, tmp_path):
+        (tmp_path / "flags.txt").touch()
+        commands = dry_run(
+            "glue", "RTE", "--model", tmp_path, "--seeds", 1, "--out", "O", "--epochs", 3,
+            "--gpus", 2, "--methods", "delta_sam,delta_sam_draft",
+        )  # fmt: skip
+        published = trainings(commands, "O/runs/delta_sam/seed1/checkpoints")
+        assert (published["--sam-rho"], published["--batch-size"]) == ("0.05", "4")
+        assert published["--max-update"] == str(3 * -(-2490 // 8))
+        draft = trainings(commands, "O/runs/delta_sam_draft/seed1/checkpoints")
+        assert draft["--delta-sam-beta"] == "70"
+        assert commands[-1][commands[-1].index("--paper") + 1] == "glue_RTE_bert"
+
+    @pytest.mark.parametrize(("name", "batch"), [("textcnn_imdb", "16"), ("lstm_ptb", "5")])
+    def test_workers_share_the_batch(self, name, batch):
+        commands = dry_run(name, "--out", "O", "--seeds", 1, "--gpus", 4)
+        assert trainings(commands, "O/runs/sam/seed1/checkpoints")["--batch-size"] == batch
+
+    @pytest.mark.parametrize(
+        ("name", "alpha", "more"),
+        [("iwslt14_de_en", "5", []), ("bart_cnn_dm", "0.7", ["--bart", "M.pt"])],
+    )
+    def test_alpha_of_r_drop(self, name, alpha, more):
+        commands = dry_run(name, "--out", "O", "--seeds", 1, "--methods", "r_drop", *more)
+        found = trainings(commands, "O/runs/r_drop/seed1/checkpoints")
+        assert found["--r-drop-alpha"] == alpha
 
     def test_grid_of_glue(self):
         methods = "sam@0.05,delta_sam_eta2e-4@0.01,delta_sam_draft,r_drop"
@@ -158,6 +188,7 @@ class TestFullSize:
         for name in ("textcnn", "lstm"):
             runs = {d.split("/")[3] for d in train if d.startswith(f"O/{name}/")}
             assert set(PARTS) | {"baseline", "ga_sam", "ga_sam_k2", "ga_sam_k5"} <= runs
+            assert len(runs) == 26  # as its --help says
             assert len([run for run in runs if run.startswith("ga_sam@")]) == 5
             assert len([run for run in runs if run.startswith("ga_sam_l2@")]) == 6
 

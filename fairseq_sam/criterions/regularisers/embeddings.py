@@ -15,6 +15,10 @@ Perturbation = Callable[[Tensor, Tensor], Tensor]
 what is added to the embeddings."""
 
 
+class NotPerturbable(RuntimeError):
+    """The model's embeddings cannot be perturbed, or not along a gradient; the message says why."""
+
+
 @contextlib.contextmanager
 def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[None]:
     """Context of one forward pass, whose source embeddings are perturbed.
@@ -27,7 +31,7 @@ def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[Non
         perturbation: what to add, before the model scales its embeddings.
 
     Raises:
-        RuntimeError: the model has no such embedding, or did not use it.
+        NotPerturbable: the model has no such embedding, or did not use it.
     """
     pending = [True]
 
@@ -46,7 +50,7 @@ def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[Non
         for handle in handles:
             handle.remove()
     if pending:
-        raise RuntimeError(
+        raise NotPerturbable(
             "the model has no word embeddings to perturb: an nn.Embedding called embed_tokens"
         )
 

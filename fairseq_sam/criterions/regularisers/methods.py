@@ -14,7 +14,11 @@ from torch import Tensor
 
 from fairseq_sam.criterions.recording import RecordedModel
 from fairseq_sam.criterions.reductions import at_least_float32
-from fairseq_sam.criterions.regularisers.embeddings import Perturbation, perturbed_embeddings
+from fairseq_sam.criterions.regularisers.embeddings import (
+    NotPerturbable,
+    Perturbation,
+    perturbed_embeddings,
+)
 from fairseq_sam.perturbation.rng import RandomState
 
 
@@ -57,8 +61,8 @@ class Passes:
 def r_drop(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """R-Drop (Liang et al. 2021, Eqs. 1-3): two passes with dropout masks of their own.
 
-    (l(1) + l(2)) / 2 + α (KL(p‖q) + KL(q‖p)) / 2. The paper adds the two cross-entropies up; here
-    they are averaged, so that α = 0 is plain training: our α does what the paper's 2α does.
+    ½ (l(1) + l(2) + α (KL(p‖q) + KL(q‖p)) / 2), which is half the paper's loss: so α is the
+    paper's and α = 0 is plain training.
 
     Args:
         passes: of one mini-batch.
@@ -69,7 +73,7 @@ def r_drop(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """
     losses, first = passes()
     more, second = passes()
-    penalty = 0.5 * cfg.r_drop_alpha * passes.divergence(first, second)
+    penalty = 0.25 * cfg.r_drop_alpha * passes.divergence(first, second)
     return 0.5 * (losses + more) + penalty, penalty.detach()
 
 
@@ -77,7 +81,8 @@ def r3f(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """R3F (Aghajanyan et al. 2020, Eq. 8): a second pass with noise on the embeddings.
 
     l(x) + λ (KL(p‖q) + KL(q‖p)), z ~ U(−σ, σ) or N(0, σ²). Each pass has a dropout mask of its own.
-    Unlike fairseq's own, the gradient of the second pass reaches the embeddings.
+    Unlike in fairseq's own for sentence prediction, the second pass's gradient reaches the
+    embeddings; and where that weighs D by tokens a sentence (for sequences), λ is as in the paper.
 
     Args:
         passes: of one mini-batch.
@@ -102,8 +107,9 @@ def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """SMART's smoothness-inducing adversarial regularisation (Jiang et al. 2020, Eqs. 1-2).
 
     l(x) + λ_s max over ‖z‖∞ ≤ ε of (KL(p‖q) + KL(q‖p)); z starts at N(0, σ²) and climbs the
-    divergence by steps of η g / ‖g‖∞, the norm being each sentence's. The paper's other part, the
-    Bregman proximal point method, needs a second copy of the model and is not here.
+    divergence by steps of η g / ‖g‖∞, the norm being each sentence's (the paper: the batch's). Each
+    pass has a dropout mask of its own, as in R3F. The paper's other part, the Bregman proximal
+    point method, needs a second copy of the model and is not here.
 
     Args:
         passes: of one mini-batch.
@@ -130,8 +136,9 @@ def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     mean over t = 0..K of l(x + z_t), z_0 ~ U(−ε, ε) / √n with n the sentence's number of entries,
     z_t = Π(z_{t−1} + α g / ‖g‖), norms being each sentence's; the same dropout masks throughout
-    (their §3.3). Algorithm 1 counts passes, its K is ours plus one. All K + 1 graphs live until the
-    backward pass: memory for activations grows with K.
+    (their §3.3). L∞, with the same z_0, is GA-SAM's variant (its Appendix C.4). Algorithm 1 counts
+    passes, its K is ours plus one. All K + 1 graphs live until the backward pass: memory for
+    activations grows with K.
 
     Args:
         passes: of one mini-batch.
@@ -174,6 +181,9 @@ METHODS: Dict[str, Callable[[Passes, Any], Tuple[Tensor, Tensor]]] = {
 }
 """By the prefix of the criterion's registered name."""
 
+ASCENDING = ("free_lb", "smart")
+"""Those that need gradients even for a loss that is only looked at."""
+
 
 _Step = Callable[[Tensor, Tensor], Tensor]
 
@@ -199,9 +209,20 @@ class _Moving:
         return self._value
 
     def ascend(self, loss: Tensor) -> None:
-        """Moves one step up; the loss's graph can be used again."""
+        """Moves one step up; the loss's graph can be used again.
+
+        Raises:
+            NotPerturbable: the model recomputes activations in the backward pass.
+        """
         assert self._value is not None
-        (gradient,) = torch.autograd.grad(loss, self._value, retain_graph=True)
+        try:
+            (gradient,) = torch.autograd.grad(loss, self._value, retain_graph=True)
+        except RuntimeError as error:
+            if "checkpointing" not in str(error).lower():
+                raise
+            raise NotPerturbable(
+                "an ascent in the embeddings does not go with --checkpoint-activations"
+            ) from error
         self._value = self._step(self._value.detach(), gradient).requires_grad_()
 
 

@@ -24,7 +24,8 @@ from fairseq_sam.criterions.recording import RecordedModel
 from fairseq_sam.criterions.registration import PREFIX, add_stand_in
 from fairseq_sam.criterions.regularisers import settings
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
-from fairseq_sam.criterions.regularisers.methods import METHODS, Passes
+from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
+from fairseq_sam.criterions.regularisers.methods import ASCENDING, METHODS, Passes
 
 LN2 = 0.6931471805599453
 
@@ -89,7 +90,7 @@ class RegularisedCriterion(PerSentenceCriterion):
 
     def forward(self, model: Any, sample: Dict[str, Any], reduce: bool = True) -> Any:
         """As the stock criterion's; in training, of the regularised loss."""
-        if isinstance(model, RecordedModel) or not self._is_active():
+        if isinstance(model, RecordedModel) or not self.training:
             return super().forward(model, sample, reduce)
         losses, sample_size, logging_output = self.per_sentence_losses(model, sample)
         return losses.sum(), sample_size, logging_output
@@ -99,10 +100,12 @@ class RegularisedCriterion(PerSentenceCriterion):
     ) -> PerSentenceLosses:
         """As :meth:`PerSentenceCriterion.per_sentence_losses`; in training, regularised.
 
+        With and without gradients alike: δ-SAM compares the losses of both kinds of pass.
+
         Raises:
-            RuntimeError: the regulariser perturbs embeddings and the model has none.
+            SystemExit: with one line; the regulariser cannot perturb this model's embeddings.
         """
-        if not self._is_active():
+        if not self.training:
             return super().per_sentence_losses(model, sample, dtype)
         seen: List[PerSentenceLosses] = []
 
@@ -114,13 +117,19 @@ class RegularisedCriterion(PerSentenceCriterion):
             with preserve_float64(model):
                 return DIVERGENCES[self.stock_name](self, first, second, sample)
 
-        losses, penalty = METHODS[self.regulariser](Passes(model, run, divergence), self.cfg)
+        recorded = torch.is_grad_enabled()
+        with torch.set_grad_enabled(recorded or self.regulariser in ASCENDING):
+            try:
+                losses, penalty = METHODS[self.regulariser](
+                    Passes(model, run, divergence), self.cfg
+                )
+            except NotPerturbable as error:
+                name = f"{self.regulariser}_{self.stock_name}"
+                raise SystemExit(f"error: argument --criterion: {name}: {error}") from error
+        losses = losses if recorded else losses.detach()
         logging_output = dict(seen[0].logging_output)
         logging_output.update(loss=losses.detach().sum(), penalty=penalty.sum())
         return PerSentenceLosses(losses, seen[0].sample_size, logging_output)
-
-    def _is_active(self) -> bool:
-        return self.training and torch.is_grad_enabled()
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

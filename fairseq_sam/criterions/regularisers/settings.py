@@ -19,7 +19,7 @@ class RDropConfig(FairseqDataclass):
     """Flags of R-Drop."""
 
     r_drop_alpha: float = _flag(
-        1.0, "α, the weight of the divergence between two passes with different dropout"
+        1.0, "α as in the paper, the weight of the divergence of two passes with different dropout"
     )
 
 

@@ -28,6 +28,7 @@ class Bag(nn.Module):
         self.out = nn.Linear(4, 3)
         self.classification_heads = {"sentence_classification_head": None}
         self.dropout = dropout
+        self.args = None  # fairseq 0.12.2 looks at it
         self.double()
 
     def forward(self, src_tokens, features_only=True, classification_head_name=None, **_):
@@ -87,9 +88,9 @@ def test_r_drop(make_case, make_criterion):
     torch.manual_seed(3)
     one, two = (model(**sample["net_input"])[0] for _ in range(2))
     assert not torch.equal(one, two)
-    wanted = (cross_entropy(one, sample["target"]) + cross_entropy(two, sample["target"])) / 2
-    wanted = wanted + 0.7 * slow_divergences(one, two) / 2
-    assert_same_gradients(model, losses, wanted)
+    cross_entropies = cross_entropy(one, sample["target"]) + cross_entropy(two, sample["target"])
+    paper = cross_entropies + 0.7 * slow_divergences(one, two) / 2  # its Eq. 3
+    assert_same_gradients(model, losses, paper / 2)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "normal"])
@@ -313,6 +314,24 @@ def test_bad_values_are_refused(make_case, make_criterion, name, flag, value, me
         classifier(make_case, make_criterion, name, **{flag: value})
 
 
+@pytest.mark.parametrize("method", ["free_lb", "smart"])
+def test_recomputed_activations_are_refused_in_one_line(fairseq_train, tasks, method):
+    stock = "label_smoothed_cross_entropy"
+    with pytest.raises(SystemExit, match=f"--criterion: {method}_{stock}: .*checkpoint-activ"):
+        fairseq_train(
+            f"--criterion {method}_{stock} --optimizer adam --checkpoint-activations",
+            task=tasks[stock],
+        )
+
+
+def test_a_model_without_word_embeddings_is_refused_in_one_line(make_case, make_criterion):
+    criterion = classifier(make_case, make_criterion, "r3f")
+    model = Bag()
+    model.embed_tokens = nn.Sequential(nn.Identity(), model.embed_tokens)
+    with pytest.raises(SystemExit, match="--criterion: r3f_sentence_prediction: the model has no"):
+        criterion(model, batch())
+
+
 def test_analyses_measure_without_the_regulariser():
     assert per_sentence_name_of("r_drop_sentence_prediction") == "per_sentence_sentence_prediction"
     assert len(REGISTERED) == 12
@@ -355,3 +374,23 @@ def test_goes_on_from_a_plain_run_and_back(fairseq_train, tasks):
             save_dir=first.save_dir,
         )
         assert run.updates() == epoch * updates
+
+
+@pytest.mark.parametrize("method", ["free_lb", "r3f", "r_drop", "smart"])
+def test_probes_measure_the_regularised_loss(make_case, make_criterion, method):
+    """δ-SAM takes differences of probes, without gradient, and the pass at w, with one."""
+    strong = {"r_drop_alpha": 9.0, "r3f_radius": 0.5, "smart_radius": 0.5, "free_lb_radius": 2.0}
+    criterion = classifier(make_case, make_criterion, method, **strong)
+    model, sample = Bag(dropout=0.4).train(), batch()
+    torch.manual_seed(3)
+    wanted = criterion.per_sentence_losses(model, sample).losses
+    with torch.no_grad():
+        torch.manual_seed(3)
+        found = criterion.losses_only(model, sample)
+        torch.manual_seed(3)
+        loss, _, log = criterion(model, sample)
+    assert wanted.requires_grad
+    assert not found.requires_grad
+    assert torch.equal(found, wanted.detach())
+    assert float(loss) == pytest.approx(float(wanted.detach().sum()))
+    assert "penalty" in log
