@@ -8,7 +8,8 @@ happens at the criterion. When a task builds its criterion, :func:`install` sees
   optimizer, whose configuration says whether and how to perturb;
 * ``criterion.forward``, called within a training step that is to be perturbed, runs the inner
   passes and returns a loss whose ``backward`` yields the sharpness-aware gradient;
-* ``task.reduce_metrics`` logs what there is to know of the perturbation.
+* ``task.reduce_metrics`` logs what there is to know of the perturbation and, on demand, of the
+  layers' gradients.
 
 With any other optimizer all of these only pass their arguments on. The perturbation is computed per
 micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
@@ -16,9 +17,7 @@ micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
 
 import contextlib
 import functools
-import logging
-import re
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 import torch
 from fairseq import criterions
@@ -26,12 +25,12 @@ from torch import Tensor, nn
 
 from fairseq_sam import metrics
 from fairseq_sam.criterion_call import CriterionCall, CriterionOutput
+from fairseq_sam.gradient_log import GradientLog
 from fairseq_sam.optim import sharpness_aware_config
 from fairseq_sam.optim.flags import SharpnessAwareConfig, require_sentences
+from fairseq_sam.parameters import select_perturbed, trained_parameters, unwrap
 from fairseq_sam.perturbation import SharpnessAwareLoss
 from fairseq_sam.perturbation.autocast import autocast_off
-
-logger = logging.getLogger(__name__)
 
 
 class TrainStep(NamedTuple):
@@ -62,6 +61,7 @@ class Seam:
         self._replaying = False
         self._perturbing: Optional[SharpnessAwareLoss] = None
         self._losses: Dict[Tuple[int, SharpnessAwareConfig], SharpnessAwareLoss] = {}
+        self._gradient_log: Optional[GradientLog] = None
 
     def restore(self) -> None:
         """Puts all weights back; a no-op unless a step was interrupted."""
@@ -86,6 +86,22 @@ class Seam:
         if self._perturbing is None:
             return model(**inputs)
         return self._perturbing.call_unperturbed(unwrap(model), **inputs)
+
+    def note_gradients(self, step: TrainStep, model: nn.Module, criterion: nn.Module) -> None:
+        """Sees to it that the norms of the layers' gradients are logged where flags say so."""
+        if not step.config.log_gradients:
+            return
+        if self._gradient_log is None or self._gradient_log.optimizer is not step.optimizer:
+            self._gradient_log = GradientLog(
+                trained_parameters(model, criterion), step.optimizer, step.config.log_gradients
+            )
+        self._gradient_log.update_num = step.update_num
+
+    def log(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """Logs what there is to know of the perturbation and of the gradients."""
+        metrics.log(logging_outputs, criterion)
+        if self._gradient_log is not None:
+            self._gradient_log.log()
 
     @contextlib.contextmanager
     def training(self, step: Optional[TrainStep]) -> Any:
@@ -164,12 +180,7 @@ class Seam:
                     f"error: argument --criterion: {_registered_name(criterion)} needs the other "
                     "sentences of the batch: it cannot be perturbed sentence by sentence"
                 )
-            named = [
-                (name, weight)
-                for module in (unwrap(model), criterion)
-                for name, weight in module.named_parameters()
-                if weight.requires_grad
-            ]
+            named = trained_parameters(model, criterion)
             self._losses[key] = SharpnessAwareLoss(
                 trained=[weight for _, weight in named],
                 settings=config.perturbation,
@@ -179,43 +190,11 @@ class Seam:
         return self._losses[key]
 
 
-def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
-    """Returns the parameters that ``--sam-exclude`` leaves to be perturbed.
-
-    Raises:
-        SystemExit: if none is left. (Not an error that fairseq's trainer would take for a crash
-            of the run and write a checkpoint of: nothing was trained yet.)
-    """
-    chosen = [
-        (name, weight) for name, weight in named if not (exclude and re.search(exclude, name))
-    ]
-    if not chosen:
-        names = ", ".join(name for name, _ in named[:3])
-        raise SystemExit(
-            f"error: argument --sam-exclude: {exclude} is found in the names of all {len(named)} "
-            f"trained parameters ({names} ...): it must leave at least one to perturb"
-        )
-    if exclude:
-        logger.info(f"--sam-exclude leaves {len(chosen)} of {len(named)} parameters perturbed")
-    return [weight for _, weight in chosen]
-
-
 def _registered_name(criterion: nn.Module) -> str:
     for name, cls in criterions.CRITERION_REGISTRY.items():
         if cls is type(criterion):
             return str(name)
     return type(criterion).__name__
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the model inside fairseq's and torch's data-parallel wrappers."""
-    from fairseq.models import BaseFairseqModel
-
-    while not isinstance(model, BaseFairseqModel) and isinstance(
-        getattr(model, "module", None), nn.Module
-    ):
-        model = model.module  # type: ignore[assignment]
-    return model
 
 
 def _loss_scaling(optimizer: Any) -> Callable[[Tensor], Tensor]:
@@ -258,6 +237,8 @@ def _wrap_task(task: Any, seam: Seam) -> None:
     ) -> Any:
         config = sharpness_aware_config(optimizer)
         step = TrainStep(optimizer, config, update_num, ignore_grad) if config else None
+        if step is not None:
+            seam.note_gradients(step, model, criterion)
         with seam.training(step):
             return train_step(
                 sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
@@ -266,7 +247,7 @@ def _wrap_task(task: Any, seam: Seam) -> None:
     @functools.wraps(reduce_metrics)
     def with_perturbation(logging_outputs: List[Dict[str, Any]], criterion: Any) -> Any:
         reduce_metrics(metrics.without_ours(logging_outputs), criterion)
-        metrics.log(logging_outputs, criterion)
+        seam.log(logging_outputs, criterion)
 
     task.begin_epoch, task.train_step = noting_epoch, perturbed_step
     task.reduce_metrics = with_perturbation

@@ -3,7 +3,7 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, List
 
 import pytest
 
@@ -41,6 +41,11 @@ def gradients(*arguments: Any) -> int:
     return main(["gradients", *map(str, arguments), "--cpu"])
 
 
+def printed_rows(capsys: Any) -> List[str]:
+    """What was printed, without the heading."""
+    return list(capsys.readouterr().out.splitlines()[1:])
+
+
 class TestFigures:
     def test_phases_printed_written_and_drawn(
         self, trained: Run, corpus: Path, run_directory: Path, tmp_path: Path, capsys: Any
@@ -52,7 +57,10 @@ class TestFigures:
         captured = capsys.readouterr()
         figures = json.loads(written.read_text())
         assert [result["checkpoint"] for result in figures["checkpoints"]] == paths
-        assert figures["logged"] == [{"epoch": 1, "gnorm": 2.5}, {"epoch": 2, "gnorm": 1.25}]
+        assert figures["logged"] == [
+            {"epoch": 1, "gnorm": 2.5, "layers": {}},
+            {"epoch": 2, "gnorm": 1.25, "layers": {}},
+        ]
         for result in figures["checkpoints"]:
             layers = {layer["name"]: layer for layer in result["layers"]}
             assert "encoder.layers.0" in layers
@@ -61,8 +69,35 @@ class TestFigures:
                 assert layer["batch_norm"] > 0
                 assert f"{layer['strength']:.3g}" in captured.out
             assert {*result["tensors"][0]["scales"]} == {*SCALES}
-        assert "1: 2.5  2: 1.25" in captured.out
+        (whole,) = (line for line in captured.out.splitlines() if line.startswith("whole gradient"))
+        assert whole.split()[2:] == ["2.5", "1.25"]
         assert captured.err == ""
+        assert plot.read_bytes().startswith(PNG)
+
+    def test_a_run_alone_by_layer(self, tmp_path: Path, capsys: Any) -> None:
+        run_directory = tmp_path / "run"
+        run_directory.mkdir()
+        lines = [
+            f'| INFO | train | {{"epoch": {epoch}, "train_loss": "9.1", "train_gnorm": "{epoch}", '
+            f'"train_gnorm_encoder.layers.0": "0.{epoch:02}", "train_gnorm_top": "0.5"}}\n'
+            for epoch in range(1, 31)
+        ]
+        (run_directory / "train.log").write_text("".join(lines))
+        written, plot = tmp_path / "norms.json", tmp_path / "norms.png"
+        assert gradients("--run", run_directory, "--json", written, "--out", plot) == 0
+        table = {line.rsplit(maxsplit=8)[0]: line.split()[-8:] for line in printed_rows(capsys)}
+        assert table["epoch"] == ["1", "5", "9", "13", "18", "22", "26", "30"]
+        assert table["whole gradient"] == table["epoch"]
+        assert table["encoder.layers.0"][:2] == ["0.01", "0.05"]
+        assert {*table["top"]} == {"0.5"}
+        figures = json.loads(written.read_text())
+        assert figures["checkpoints"] == []
+        assert len(figures["logged"]) == 30
+        assert figures["logged"][29] == {
+            "epoch": 30,
+            "gnorm": 30,
+            "layers": {"encoder.layers.0": 0.3, "top": 0.5},
+        }
         assert plot.read_bytes().startswith(PNG)
 
     def test_the_trap_is_shown(self, checkpoint: str, corpus: Path, capsys: Any) -> None:

@@ -11,6 +11,7 @@ import fairseq_sam
 from fairseq_sam import seam
 from fairseq_sam.optim.flags import SharpnessAwareConfig
 from fairseq_sam.optim.gate import Gate
+from fairseq_sam.parameters import select_perturbed
 from fairseq_sam.perturbation import method_settings
 
 fairseq_sam.register()
@@ -189,12 +190,12 @@ def test_the_criterion_is_given_back_its_own_logging_outputs(parts):
 
 def test_exclusion_by_name():
     named = [(name, torch.zeros(1)) for name in ("encoder.bias", "decoder.weight", "head")]
-    chosen = seam.select_perturbed(named, "^encoder|head$")
+    chosen = select_perturbed(named, "^encoder|head$")
     assert len(chosen) == 1
     assert chosen[0] is named[1][1]
-    assert len(seam.select_perturbed(named, None)) == 3
+    assert len(select_perturbed(named, None)) == 3
     with pytest.raises(SystemExit, match="--sam-exclude"):
-        seam.select_perturbed(named, "e")
+        select_perturbed(named, "e")
 
 
 def test_installing_twice_connects_once():

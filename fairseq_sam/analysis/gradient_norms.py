@@ -8,18 +8,16 @@ Imports nothing of fairseq.
 """
 
 import math
-import re
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
+from fairseq_sam.layer_names import layer_of
 from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
 from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
 from fairseq_sam.perturbation.weights import noise_floor
-
-_NUMBERED_LAYER = re.compile(r"^(.*?layers\.\d+)\.")
 
 
 class TensorNorms(NamedTuple):
@@ -160,20 +158,6 @@ def by_layer(tensors: Sequence[TensorNorms]) -> List[LayerNorms]:
         )
         for name, members in layers.items()
     ]
-
-
-def layer_of(name: str) -> str:
-    """Returns the layer that a parameter belongs to.
-
-    >>> layer_of("encoder.layers.3.self_attn.k_proj.bias")
-    'encoder.layers.3'
-    >>> layer_of("decoder.embed_tokens.weight")
-    'decoder.embed_tokens'
-    >>> layer_of("scale")
-    'scale'
-    """
-    numbered = _NUMBERED_LAYER.match(name)
-    return numbered.group(1) if numbered else (name.rpartition(".")[0] or name)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence
 
 from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
@@ -21,6 +21,8 @@ from fairseq_sam.commands.checkpoint_data import (
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of, logged_norms
+from fairseq_sam.reporting.runs import RunError, read_run
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.gradient_norms import LayerNorms, TensorNorms
@@ -30,6 +32,11 @@ examples:
   fairseq-sam gradients data-bin checkpoints/checkpoint_best.pt
   fairseq-sam gradients data-bin checkpoint1.pt checkpoint5.pt checkpoint20.pt --out norms.pdf
   fairseq-sam gradients data-bin runs/adam/checkpoint_last.pt --run runs/adam --json norms.json
+  fairseq-sam gradients --run runs/adam
+
+A run tells the norm of its whole gradient epoch by epoch, and one trained with
+--sam-log-gradients N (of any --optimizer here; --sam-rho 0 is the base optimizer alone) those of
+its layers as well: of the loss that was minimised, per unit, with dropout, before clipping.
 
 Checkpoints of several epochs show the phases of training (GA-SAM Fig. 4), layers the depth
 (Fig. 5). Norms are L2, of the mean loss per unit (token, or sentence in classification) in nats,
@@ -60,16 +67,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
     parser.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints of fairseq-train"
+        "data", nargs="?", metavar="DATA", help="the binarised data, as for fairseq-train"
+    )
+    parser.add_argument(
+        "checkpoints", nargs="*", metavar="CHECKPOINT", help="checkpoints of fairseq-train"
     )
     parser.add_argument(
         "--run",
         dest="run_directory",
         type=Path,
         metavar="RUN_DIR",
-        help="a run whose log (*.log) tells the norm of the whole gradient in each epoch",
+        help="a run whose log (*.log) tells the norms of the gradient in each epoch; needs neither "
+        "DATA nor CHECKPOINT",
     )
     parser.add_argument(
         "--tensors", action="store_true", help="print every tensor with its scales as well"
@@ -77,41 +87,41 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add_data_arguments(parser)
     add_batch_arguments(parser)
     add_output_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, misuse=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
+    if not args.checkpoints and (args.data is not None or args.run_directory is None):
+        args.misuse("DATA and at least one CHECKPOINT are needed, or --run")
     check_output_arguments(args)
-    epochs = _logged_norms(args.run_directory)
-    load_plugins(args.user_dir)
-    results = [_measure(args, checkpoint) for checkpoint in args.checkpoints]
+    logged = _logged_norms(args.run_directory)
+    results = []
+    if args.checkpoints:
+        load_plugins(args.user_dir)
+        results = [_measure(args, checkpoint) for checkpoint in args.checkpoints]
     for result in results:
         _print(args, result)
-    if epochs:
-        print(f"{args.run_directory}: norm of the whole gradient by epoch, as fairseq logged it")
-        print("  ".join(f"{epoch}: {norm:g}" for epoch, norm in epochs))
+    if logged:
+        _print_logged(args.run_directory, logged)
     if args.json is not None:
-        write_figures(_figures(args, results, epochs), args.json)
+        write_figures(_figures(args, results, logged), args.json)
     if args.out is not None:
-        _plot(args, results, epochs)
+        _plot(args, results, logged)
     return 0
 
 
-def _logged_norms(directory: Optional[Path]) -> List[Tuple[int, float]]:
-    """Returns the epochs of a run and the mean norm of the gradient in each (before clipping)."""
-    from fairseq_sam.reporting.runs import RunError, read_run
-
+def _logged_norms(directory: Optional[Path]) -> List[LoggedNorms]:
+    """Returns the mean norms of each epoch's gradients, as logged."""
     if directory is None:
         return []
     try:
-        run = read_run(directory, directory.name)
+        logged = logged_norms(read_run(directory, directory.name).epochs)
     except RunError as error:
         raise CommandError(str(error)) from error
-    norms = [(e.epoch, e.train["gnorm"]) for e in run.epochs if "gnorm" in e.train]
-    if not norms:
+    if not logged:
         raise CommandError(f"{directory}: no log in it tells gnorm, the norm of the gradient")
-    return norms
+    return logged
 
 
 def _measure(args: argparse.Namespace, checkpoint: str) -> _Result:
@@ -139,6 +149,19 @@ def _print(args: argparse.Namespace, result: _Result) -> None:
     _print_scales(result)
     if args.tensors:
         _print_tensors(result)
+
+
+def _print_logged(directory: Path, logged: Sequence[LoggedNorms]) -> None:
+    """Prints a column an epoch, of at most eight epochs that span the run."""
+    shown = [logged[i] for i in sorted({round(i * (len(logged) - 1) / 7) for i in range(8)})]
+    layers = layers_of(logged)
+    width = max(len(name) for name in ("whole gradient", *layers))
+    print(f"{directory}: norm of the gradient by epoch, as logged in training")
+    print(f"{'epoch':<{width}}  " + "  ".join(f"{epoch.epoch:>8}" for epoch in shown))
+    for name in ("whole gradient", *layers):
+        norms = [e.whole if name == "whole gradient" else e.layers.get(name) for e in shown]
+        cells = ["–" if norm is None else f"{norm:.3g}" for norm in norms]
+        print(f"{name:<{width}}  " + "  ".join(f"{cell:>8}" for cell in cells))
 
 
 def _print_scales(result: _Result) -> None:
@@ -173,7 +196,7 @@ def _print_tensors(result: _Result) -> None:
 
 
 def _figures(
-    args: argparse.Namespace, results: List[_Result], epochs: List[Tuple[int, float]]
+    args: argparse.Namespace, results: List[_Result], logged: List[LoggedNorms]
 ) -> Dict[str, Any]:
     return {
         "data": args.data,
@@ -191,19 +214,20 @@ def _figures(
             }
             for result in results
         ],
-        "logged": [{"epoch": epoch, "gnorm": norm} for epoch, norm in epochs],
+        "logged": [
+            {"epoch": each.epoch, "gnorm": each.whole, "layers": each.layers} for each in logged
+        ],
     }
 
 
-def _plot(
-    args: argparse.Namespace, results: List[_Result], epochs: List[Tuple[int, float]]
-) -> None:
+def _plot(args: argparse.Namespace, results: List[_Result], logged: List[LoggedNorms]) -> None:
     from fairseq_sam.reporting.gradients_plot import write_gradients_plot
 
     norms = {
         name: {layer.name: layer.strength for layer in result.layers}
         for name, result in zip(checkpoint_names(args.checkpoints), results)
     }
-    last = [(t.name, t.unfloored["gradient-strength"], t.is_noise) for t in results[-1].tensors]
+    last = results[-1].tensors if results else []
+    scales = [(t.name, t.unfloored["gradient-strength"], t.is_noise) for t in last]
     with explaining_plots(args.out):
-        write_gradients_plot(norms, last, epochs, args.out)
+        write_gradients_plot(norms, scales, logged, args.out)

@@ -33,12 +33,14 @@ class SharpnessAwareConfig:
         perturbation: the method's parts.
         gate: when the run is perturbed.
         exclude: parameters whose names this pattern is found in are left unperturbed.
+        log_gradients: updates from one measurement of the layers' gradients to the next; 0: none.
     """
 
     method: str
     perturbation: PerturbationSettings
     gate: Gate
     exclude: Optional[str] = None
+    log_gradients: int = 0
 
     def describe(self) -> str:
         """Returns one line for the log."""
@@ -86,6 +88,9 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
              f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
     add("--sam-exclude", type=_pattern, metavar="REGEX",
         help="leave parameters unperturbed whose names this regular expression is found in")
+    add("--sam-log-gradients", type=_at_least(1), metavar="N",
+        help="log the norm of each layer's gradient every N-th update, as gnorm_LAYER; with "
+             "--sam-rho 0 too (default: never)")
     add("--delta-sam-variant", choices=WEIGHTINGS[1:],
         help="weigh the sentences in the ascent direction as the published paper or as its draft "
              "does; needs a per_sentence_... criterion and combines with every other part "
@@ -130,7 +135,9 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         _pattern(args.sam_exclude)
     if perturbation.needs_sentences and isinstance(getattr(args, "criterion", None), str):
         require_sentences(CRITERION_REGISTRY.get(args.criterion), args.criterion)
-    return SharpnessAwareConfig(method, perturbation, gate, args.sam_exclude)
+    return SharpnessAwareConfig(
+        method, perturbation, gate, args.sam_exclude, args.sam_log_gradients or 0
+    )
 
 
 def require_sentences(criterion: Any, name: str) -> None:

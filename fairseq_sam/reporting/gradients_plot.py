@@ -1,25 +1,32 @@
-"""Gradient strengths by layer and by phase, and the scale that follows, in one plot."""
+"""Gradients by layer and by phase, and the scale that follows, in one plot."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from fairseq_sam.reporting.print_style import COLOURS, figure_file, line_style, use_log_scale
+from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of
+from fairseq_sam.reporting.print_style import (
+    COLOUR_MAP,
+    COLOURS,
+    figure_file,
+    line_style,
+    use_log_scale,
+)
 
 
 def write_gradients_plot(
     strengths: Mapping[str, Mapping[str, float]],
     scales: Sequence[Tuple[str, float, bool]],
-    epochs: Sequence[Tuple[int, float]],
+    logged: Sequence[LoggedNorms],
     path: Path,
 ) -> None:
-    """Draws panels from the top: strength by layer, T by tensor, and the logged norm by epoch.
+    """Draws panels from the top: strength by layer, T by tensor, and the logged norms by epoch.
 
     Args:
-        strengths: a checkpoint's name to its layers' ‖g‖/√n.
+        strengths: a checkpoint's name to its layers' ‖g‖/√n; may be empty, as ``scales`` is then.
         scales: of the last checkpoint: tensor, T of GA-SAM, whether its gradient is noise.
-        epochs: epoch and norm of the whole gradient; may be empty.
+        logged: norms of a run's gradients; may be empty.
         path: the image file.
 
     Raises:
@@ -27,13 +34,14 @@ def write_gradients_plot(
         OSError: the file cannot be written.
     """
     layers = list({layer: None for values in strengths.values() for layer in values})
-    rows = 3 if epochs else 2
+    rows = 2 * bool(strengths) + bool(logged)
     width = max(6.0, 1.5 + 0.32 * len(layers))
     with figure_file(path, rows, width=width, height=2.5) as (_, axes):
-        _draw_layers(axes[0], layers, strengths)
-        _draw_scales(axes[1], scales, list(strengths)[-1])
-        if epochs:
-            _draw_epochs(axes[2], epochs)
+        if strengths:
+            _draw_layers(axes[0], layers, strengths)
+            _draw_scales(axes[1], scales, list(strengths)[-1])
+        if logged:
+            _draw_epochs(axes[-1], logged)
 
 
 def _draw_layers(
@@ -73,10 +81,23 @@ def _draw_scales(axis: Any, scales: Sequence[Tuple[str, float, bool]], checkpoin
     axis.legend(fontsize="small")
 
 
-def _draw_epochs(axis: Any, epochs: Sequence[Tuple[int, float]]) -> None:
-    axis.plot(*zip(*epochs), **line_style(0))
-    axis.set_ylim(bottom=0)
+def _draw_epochs(axis: Any, logged: Sequence[LoggedNorms]) -> None:
+    """Draws a line for the whole gradient and one a layer, from the first, dark, to the last."""
+    from matplotlib import colormaps
+
+    epochs = [each.epoch for each in logged]
+    axis.plot(epochs, [each.whole for each in logged], label="whole gradient", **line_style(6))
+    layers = layers_of(logged)
+    for index, layer in enumerate(layers):
+        norms = [each.layers.get(layer, float("nan")) for each in logged]
+        color = colormaps[COLOUR_MAP](index / max(1, len(layers) - 1))
+        axis.plot(epochs, norms, label=layer, **{**line_style(index), "color": color})
     axis.set_xlabel("epoch")
-    axis.set_ylabel("norm of the whole gradient\n(as logged)")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3, which="both")
+    axis.set_ylabel("norm of the gradient\n(as logged)")
+    if layers:
+        use_log_scale(axis)
+        axis.legend(fontsize="x-small", bbox_to_anchor=(1.01, 1), loc="upper left")
+    else:
+        axis.set_ylim(bottom=0)

@@ -45,7 +45,7 @@ def losses_of_passes(monkeypatch, criterion_class):
 
     def watched(self, model, sample, reduce=True):
         loss, sample_size, logging_output = forward(self, model, sample, reduce)
-        passes.append((float(loss), sample_size, float(logging_output["loss"])))
+        passes.append((float(loss.detach()), sample_size, float(logging_output["loss"])))
         return loss, sample_size, logging_output
 
     monkeypatch.setattr(criterion_class, "forward", watched)
@@ -143,3 +143,51 @@ def test_numbers_stay_on_the_device(fairseq_train, monkeypatch):
     fairseq_train("--optimizer sam --max-update 1")
     for key in ("sam_loss", "sam_norm", "sam_skipped"):
         assert torch.is_tensor(kept[0][key]), key
+
+
+LAYERS = ("encoder.embed_tokens", "encoder.layers.0", "decoder.layers.0")
+"""Some of those that the small Transformer has."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optimizer adam --clip-norm 0",
+        "--optimizer ga_sam --sam-rho 0.01 --clip-norm 0.1 --update-freq 2",
+        "--optimizer sam --fp16 --fp16-no-flatten-grads --fp16-init-scale 4 --clip-norm 0.1",
+        "--optimizer sam --memory-efficient-bf16",
+        "--optimizer sam --bf16",
+        "--optimizer sam --amp",
+    ],
+)
+def test_the_layers_add_up_to_the_gradient(fairseq_train, flags):
+    flags = flags.replace("adam", "sam --sam-rho 0")
+    run = fairseq_train(flags, "--max-update 3 --sam-log-gradients 1")
+    for record in run.records["train_inner"]:
+        norms = {key[6:]: float(value) for key, value in record.items() if key[:6] == "gnorm_"}
+        assert {*LAYERS} < {*norms}
+        total = math.sqrt(sum(norm**2 for norm in norms.values()))
+        assert total == pytest.approx(float(record["gnorm"]), rel=1e-2, abs=1e-3)
+
+
+def test_gradients_by_layer_are_those_of_the_loss(fairseq_train, monkeypatch):
+    """Of every other update only; training is as ever."""
+    from fairseq.optim.adam import FairseqAdam
+
+    seen, step = [], FairseqAdam.step
+
+    def watched(self, *args, **kwargs):
+        squares = [float((p.grad.double() ** 2).sum()) for p in self.params]
+        seen.append(math.sqrt(sum(squares)))
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(FairseqAdam, "step", watched)
+    flags = "--optimizer sam --max-update 5 --log-interval 1"
+    logged = fairseq_train(flags, "--sam-log-gradients 2")
+    measured = [
+        [float(value) for key, value in record.items() if key[:6] == "gnorm_" and value]
+        for record in logged.records["train_inner"]
+    ]
+    assert [bool(norms) for norms in measured] == [True, False, True, False, True]
+    assert math.hypot(*measured[0]) == pytest.approx(seen[0], rel=1e-3)
+    logged.assert_same_training(fairseq_train(flags))
