@@ -2,15 +2,15 @@
 
 import json
 import math
-import shlex
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Callable, Dict
 
 import numpy as np
 import pytest
 
 from fairseq_sam.analysis import memory
 from fairseq_sam.commands import main
+from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
 
 NUM_VALID = 8
@@ -131,15 +131,8 @@ class TestFigures:
 
 class TestErrors:
     @pytest.fixture
-    def one_line(self, capsys: Any) -> Callable[..., str]:
-        def run(*arguments: Any) -> str:
-            assert spectrum(*arguments) == 1
-            captured = capsys.readouterr()
-            assert captured.out == ""
-            assert captured.err.count("\n") == 1
-            return str(captured.err)
-
-        return run
+    def one_line(self, failing: Any) -> Callable[..., str]:
+        return lambda *arguments: failing("spectrum", *arguments, "--cpu")
 
     @pytest.mark.parametrize("matrix", ["hessian", "fisher"])
     def test_more_eigenvalues_than_weights(
@@ -148,33 +141,6 @@ class TestErrors:
         error = one_line(corpus, checkpoint, "--top", 100000, "--matrix", matrix)
         assert "--top 100000" in error
         assert "weights" in error
-
-    @pytest.mark.parametrize("matrix", ["hessian", "fisher"])
-    def test_no_checkpoint(
-        self, matrix: str, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
-    ) -> None:
-        absent = tmp_path / "absent.pt"
-        assert "absent.pt: no such file" in one_line(corpus, absent, "--matrix", matrix)
-
-    @pytest.mark.parametrize("matrix", ["hessian", "fisher"])
-    def test_truncated_checkpoint(
-        self, matrix: str, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
-    ) -> None:
-        damaged = tmp_path / "half.pt"
-        content = Path(checkpoint).read_bytes()
-        damaged.write_bytes(content[: len(content) // 2])
-        assert "half.pt: damaged" in one_line(corpus, damaged, "--matrix", matrix)
-
-    def test_data_that_does_not_fit(
-        self, one_line: Any, checkpoint: str, preprocess: Any, tmp_path: Path
-    ) -> None:
-        for language in ("de", "en"):
-            (tmp_path / f"other.{language}").write_text("a b c\n", encoding="utf-8")
-        data = tmp_path / "data"
-        preprocess("-s de -t en --validpref", tmp_path / "other", "--trainpref",
-                   tmp_path / "other", "--destdir", data)  # fmt: skip
-        assert "does not fit" in one_line(data, checkpoint)
-        assert "absent: no such" in one_line(tmp_path / "absent", checkpoint)
 
     def test_criterion_without_sentences(
         self, one_line: Any, checkpoint: str, corpus: Path
@@ -188,9 +154,6 @@ class TestErrors:
         monkeypatch.setattr("fairseq_sam.analysis.spectrum._MOST_PRODUCTS", 1)
         error = one_line(corpus, checkpoint, *FEW, "--tolerance", 1e-9)
         assert "eigenvalues were found to a tolerance of 1e-09" in error
-
-    def test_nowhere_to_write(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
-        assert "does not exist" in one_line(corpus, checkpoint, "--json", "/absent/s.json")
 
     def test_warns_of_memory(
         self, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -206,23 +169,8 @@ class TestErrors:
         ["--top 0", "--top x", "--tolerance 0", "--tolerance nan", "--trace-samples 0",
          "--samples 0", "--matrix gauss", "--max-tokens 0", "--out x.doc"],
     )  # fmt: skip
-    def test_misuse(self, flags: str, capsys: Any) -> None:
-        with pytest.raises(SystemExit) as caught:
-            spectrum("data", "checkpoint.pt", *flags.split())
-        assert caught.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert flags.split()[0] in error
-
-
-def examples(command: str, capsys: Any) -> List[List[str]]:
-    """The example lines of a subcommand's help, without the program's name."""
-    with pytest.raises(SystemExit) as caught:
-        main([command, "--help"])
-    assert caught.value.code == 0
-    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    start = f"fairseq-sam {command} data-bin"
-    return [shlex.split(line)[1:] for line in lines if line.startswith(start)]
+    def test_misuse(self, flags: str, misused: Any) -> None:
+        assert flags.split()[0] in misused("spectrum", "data", "checkpoint.pt", *flags.split())
 
 
 def test_examples_of_help_run(

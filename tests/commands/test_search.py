@@ -17,7 +17,7 @@ from fairseq_sam.search.slots import gpu_slots
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
 
 OPTIMUM = 3e-3
-MADE = Path(__file__).parent / "search" / "made_trainer.py"
+MADE = ROOT / "tests" / "search" / "made_trainer.py"
 TRAIN = ["data", "--optimizer", "ga_sam", "--max-epoch", "3", "--cpu"]
 
 

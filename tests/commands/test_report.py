@@ -1,14 +1,11 @@
-"""The fairseq-sam command: its manners, and what ``report`` makes of run directories."""
+"""``fairseq-sam report``: what it makes of run directories."""
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from fairseq_sam import commands
 from fairseq_sam.commands import main
 from fairseq_sam.reporting.plot import difference_curve, sharpness_curve, valid_loss_curve
 from fairseq_sam.reporting.published import PUBLISHED, Published
@@ -16,53 +13,6 @@ from fairseq_sam.reporting.runs import read_run, run_names
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 from fairseq_sam.reporting.table import markdown_table
 from fairseq_sam.reporting.train_log import parse_line, parse_log
-
-SUBCOMMANDS = ("user-dir", "average", "report")
-
-
-class TestManners:
-    @pytest.mark.parametrize("name", SUBCOMMANDS)
-    def test_help_has_an_example(self, name, capsys):
-        with pytest.raises(SystemExit) as caught:
-            main([name, "--help"])
-        assert caught.value.code == 0
-        assert "example" in capsys.readouterr().out
-
-    def test_help_names_every_subcommand(self, capsys):
-        with pytest.raises(SystemExit):
-            main(["--help"])
-        text = capsys.readouterr().out
-        assert all(name in text for name in SUBCOMMANDS)
-
-    @pytest.mark.parametrize(
-        "arguments", [[], ["nonsense"], ["user-dir", "extra"], ["report"], ["report", "--nonsense"]]
-    )
-    def test_misuse_is_one_line_and_status_2(self, arguments, capsys):
-        with pytest.raises(SystemExit) as caught:
-            main(arguments)
-        assert caught.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.err.count("\n") == 1
-        assert "error:" in captured.err
-        assert not captured.out
-
-    def test_user_dir(self, capsys):
-        assert main(["user-dir"]) == 0
-        path = Path(capsys.readouterr().out.strip())
-        assert path.is_absolute()
-        assert path == Path(commands.__file__).resolve().parents[1]
-
-    def test_start_up_loads_nothing_heavy(self):
-        program = (
-            "import sys; from fairseq_sam.commands import main; main(['user-dir']); "
-            "sys.exit(any(m in sys.modules for m in ('torch', 'fairseq', 'numpy', 'matplotlib')))"
-        )
-        assert subprocess.run([sys.executable, "-c", program], cwd=Path.cwd()).returncode == 0
-
-    def test_runs_as_a_module(self):
-        command = [sys.executable, "-m", "fairseq_sam.commands", "user-dir"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert (result.returncode, result.stderr) == (0, "")
 
 
 def json_line(tag, epoch, **values):

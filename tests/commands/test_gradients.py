@@ -9,9 +9,10 @@ import pytest
 
 from fairseq_sam.commands import main
 from fairseq_sam.perturbation.scales import SCALES
+from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
-from tests.test_commands_spectrum import PNG, examples
 
+PNG = b"\x89PNG"
 LOG = """\
 2026-01-01 | INFO | train | {"epoch": 1, "train_loss": "9.1", "train_gnorm": "2.5"}
 2026-01-01 | INFO | train | {"epoch": 2, "train_loss": "8.1", "train_gnorm": "1.25"}
@@ -131,30 +132,8 @@ class TestFigures:
 
 class TestErrors:
     @pytest.fixture
-    def one_line(self, capsys: Any) -> Callable[..., str]:
-        def run(*arguments: Any) -> str:
-            assert gradients(*arguments) == 1
-            captured = capsys.readouterr()
-            assert captured.out == ""
-            assert captured.err.count("\n") == 1
-            return str(captured.err)
-
-        return run
-
-    def test_no_checkpoint(self, one_line: Any, corpus: Path, tmp_path: Path) -> None:
-        assert "absent.pt: no such file" in one_line(corpus, tmp_path / "absent.pt")
-
-    def test_truncated_checkpoint(
-        self, one_line: Any, checkpoint: str, corpus: Path, tmp_path: Path
-    ) -> None:
-        damaged = tmp_path / "half.pt"
-        content = Path(checkpoint).read_bytes()
-        damaged.write_bytes(content[: len(content) // 2])
-        assert "half.pt: damaged" in one_line(corpus, damaged)
-
-    def test_no_data(self, one_line: Any, checkpoint: str, tmp_path: Path) -> None:
-        assert "absent: no such" in one_line(tmp_path / "absent", checkpoint)
-        assert "does not fit" in one_line(tmp_path, checkpoint)
+    def one_line(self, failing: Any) -> Callable[..., str]:
+        return lambda *arguments: failing("gradients", *arguments, "--cpu")
 
     def test_runs_without_norms(
         self, one_line: Any, checkpoint: str, corpus: Path, run_directory: Path
@@ -167,19 +146,11 @@ class TestErrors:
         log.unlink()
         assert "neither a log" in one_line(corpus, checkpoint, "--run", run_directory)
 
-    def test_nowhere_to_write(self, one_line: Any, checkpoint: str, corpus: Path) -> None:
-        assert "does not exist" in one_line(corpus, checkpoint, "--json", "/absent/s.json")
-
     @pytest.mark.parametrize(
         "flags", ["--max-sentences 0", "--max-tokens x", "--seed x", "--out x.doc"]
     )
-    def test_misuse(self, flags: str, capsys: Any) -> None:
-        with pytest.raises(SystemExit) as caught:
-            gradients("data", "checkpoint.pt", *flags.split())
-        assert caught.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1
-        assert flags.split()[0] in error
+    def test_misuse(self, flags: str, misused: Any) -> None:
+        assert flags.split()[0] in misused("gradients", "data", "checkpoint.pt", *flags.split())
 
 
 def test_examples_of_help_run(
@@ -198,7 +169,7 @@ def test_examples_of_help_run(
                  "checkpoint20.pt", "runs/adam/checkpoint_last.pt"):  # fmt: skip
         Path(name).symlink_to(trained.save_dir / "checkpoint2.pt")
     lines = examples("gradients", capsys)
-    assert len(lines) == 3
+    assert len(lines) == 4
     for arguments in lines:
         assert main([*arguments, "--cpu"]) == 0
     assert Path("norms.pdf").exists()

@@ -1,0 +1,74 @@
+"""What every command that takes checkpoints and data says of those that it cannot use."""
+
+from pathlib import Path
+from typing import Any, Callable, List
+
+import pytest
+import torch
+
+USES = {
+    "gradients": "gradients {data} {checkpoint}",
+    "landscape": "landscape {data} {checkpoint}",
+    "risk": "risk {checkpoint} {data}",
+    "robustness": "robustness {data} {checkpoint} --radii 0.1",
+    "spectrum": "spectrum {data} {checkpoint}",
+    "spectrum of the Fisher": "spectrum {data} {checkpoint} --matrix fisher",
+}
+
+
+@pytest.fixture(params=list(USES))
+def error_of(request: pytest.FixtureRequest, failing: Any) -> Callable[..., str]:
+    """``error_of(data, checkpoint, flags…)``: the one line that the command prints."""
+
+    def run(data: Path, checkpoint: "str | Path", *flags: Any) -> str:
+        arguments: List[str] = USES[request.param].format(data=data, checkpoint=checkpoint).split()
+        error: str = failing(*arguments, *flags, "--cpu")
+        return error
+
+    return run
+
+
+def test_no_checkpoint(error_of: Any, corpus: Path, tmp_path: Path) -> None:
+    assert "absent.pt: no such file" in error_of(corpus, tmp_path / "absent.pt")
+
+
+def test_truncated_checkpoint(error_of: Any, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+    content = Path(checkpoint).read_bytes()
+    (tmp_path / "half.pt").write_bytes(content[: len(content) // 2])
+    assert "half.pt: damaged" in error_of(corpus, tmp_path / "half.pt")
+
+
+def test_something_else(error_of: Any, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.pt").write_text("not a checkpoint\n")
+    assert "other.pt: damaged, or not a fairseq" in error_of(corpus, tmp_path / "other.pt")
+    torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
+    assert "other.pt: damaged, or not a fairseq" in error_of(corpus, tmp_path / "other.pt")
+
+
+def test_no_data(error_of: Any, checkpoint: str, tmp_path: Path) -> None:
+    assert "absent: no such" in error_of(tmp_path / "absent", checkpoint)
+    assert "does not fit" in error_of(tmp_path, checkpoint)
+
+
+def test_data_of_another_dictionary(error_of: Any, checkpoint: str, other_data: Path) -> None:
+    error = error_of(other_data, checkpoint)
+    assert "does not fit" in error
+    assert "size mismatch" in error
+
+
+def test_no_such_subset(error_of: Any, checkpoint: str, corpus: Path) -> None:
+    assert "subset test cannot be used" in error_of(corpus, checkpoint, "--subset", "test")
+
+
+@pytest.mark.parametrize("flag", ["--json", "--out"])
+def test_nowhere_to_write(
+    error_of: Any, checkpoint: str, corpus: Path, flag: str, request: pytest.FixtureRequest
+) -> None:
+    if flag == "--out" and request.node.callspec.params["error_of"] == "risk":
+        pytest.skip("risk draws no plot")
+    path = "/absent/figures.json" if flag == "--json" else "/absent/plot.png"
+    assert "its directory does not exist" in error_of(corpus, checkpoint, flag, path)
+
+
+def test_no_user_dir(error_of: Any, checkpoint: str, corpus: Path) -> None:
+    assert "nowhere: no such" in error_of(corpus, checkpoint, "--user-dir", "nowhere")
