@@ -1,5 +1,6 @@
 """Writing a converted encoder as a fairseq checkpoint."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple
@@ -22,6 +23,8 @@ _ACTIVATIONS = {
 _ROBERTA_EPS = 1e-5
 _HEAD_SEED = 1
 _MADE_HERE = ("encoder.lm_head.", ".version", "._float_tensor")
+_SECOND_COPY = re.compile(r"layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
+"""Weights that fairseq 0.12.2's encoder layers have twice, and fill when they load the first."""
 
 
 class Converted(NamedTuple):
@@ -115,7 +118,7 @@ def _build(flags: List[str], data: Path) -> Any:
 
 def _filled(model: Any, state: Dict[str, Tensor]) -> Dict[str, Tensor]:
     """Returns the model's whole state with the converted weights in it, and the pooler."""
-    expected = dict(model.state_dict())
+    expected = {k: v for k, v in model.state_dict().items() if not _SECOND_COPY.search(k)}
     extra = {name: value for name, value in state.items() if name.startswith("pooler.")}
     for name, value in state.items():
         if name not in extra and (name not in expected or expected[name].shape != value.shape):

@@ -21,7 +21,8 @@ class TestLogScale:
     @pytest.mark.parametrize(
         ("values", "wanted"),
         [([1.05, 15.8], ["2", "3", "10"]), ([23.0, 180.0], ["30", "100"]),
-         ([0.3, 5e7], ["$\\mathdefault{10^{6}}$"]), ([2e-4, 1e-3], ["$\\mathdefault{10^{-3}}$"])],
+         ([5e3, 5e5], ["$\\mathdefault{10^{4}}$", "$\\mathdefault{10^{5}}$"]),
+         ([2e-4, 1e-3], ["$\\mathdefault{10^{-3}}$"])],
     )  # fmt: skip
     def test_numbers_are_there_and_short(self, tmp_path, values, wanted):
         with print_style.figure_file(tmp_path / "plot.png", 1) as (figure, (axis,)):
