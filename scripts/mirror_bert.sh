@@ -104,7 +104,8 @@ method_flags() {
 }
 
 # Those of the authors' code (github.com/cambridgeltl/mirror-bert), AdamW with torch's defaults included.
-# In half precision, which it has, δ-SAM's weights would be rounding noise.
+# In half precision, which it has, δ-SAM's weights would be rounding noise. fairseq 0.12.2 loads a validation set
+# even where it is not to validate.
 recipe_flags() { # SEED
     RECIPE_FLAGS=(--user-dir "$ROOT/fairseq_sam" --task sentence_similarity --max-sentence-tokens 50
         "${MODEL_FLAGS[@]}" --finetune-from-model "$MODEL/model.pt"
@@ -112,7 +113,7 @@ recipe_flags() { # SEED
         --mirror-perturb one --dropout 0.1 --attention-dropout 0.1
         --weight-decay 0.01 --adam-betas '(0.9, 0.999)' --adam-eps 1e-08 --clip-norm 0.0
         --lr "$LEARNING_RATE" --lr-scheduler fixed --batch-size "$BATCH" --required-batch-size-multiple 1
-        --disable-validation --no-epoch-checkpoints)
+        --disable-validation --valid-subset train --no-epoch-checkpoints)
 }
 
 download() {

@@ -19,7 +19,8 @@ example:
 A run directory holds the log of one fairseq-train (any *.log, --log-format json or plain) and, if
 there are any, the results of `sacrebleu --format json` (*.json) and of fairseq-generate
 (generate*.txt). Losses and sharpness are in bits, as fairseq logs them; seconds per epoch are
-training time without validation.
+training time without validation. Where a method has runs of several radii, the plot shows their
+lowest validation losses by radius as well.
 """
 
 

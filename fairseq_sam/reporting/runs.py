@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Dict, List, Optional, Sequence
 
 from fairseq_sam.reporting.scores import Score, read_scores
 from fairseq_sam.reporting.train_log import EpochLog, parse_log
+
+_DESCRIBED = re.compile(r"\b(?P<method>\w+): rho (?P<rho>[\d.e+-]+) (?P<parts>\(l.*)$")
+"""What the log says of a sharpness-aware optimizer when it is built."""
 
 
 class RunError(Exception):
@@ -24,11 +28,15 @@ class Run:
         name: what to call it.
         epochs: its log, by epoch.
         scores: metric to score.
+        radius: of the perturbation, None where there is none.
+        method: everything else that the log says of the perturbation; empty where there is none.
     """
 
     name: str
     epochs: List[EpochLog]
     scores: Dict[str, Score]
+    radius: Optional[float] = None
+    method: str = ""
 
     def best_valid_loss(self) -> Optional[float]:
         """Returns the lowest validation loss in bits, None if none was logged."""
@@ -68,7 +76,10 @@ def read_run(directory: Path, name: str) -> Run:
     lines: List[str] = []
     for path in sorted(directory.glob("*.log")):
         lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
-    run = Run(name, parse_log(lines), read_scores(directory))
+    described = [match for match in map(_DESCRIBED.search, lines) if match]
+    radius = float(described[-1]["rho"]) if described else 0.0
+    method = described[-1]["method"] + described[-1]["parts"] if radius else ""
+    run = Run(name, parse_log(lines), read_scores(directory), radius or None, method)
     if not run.epochs and not run.scores:
         raise RunError(f"{directory}: neither a log with an epoch nor a score")
     return run

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.reporting.plot import difference_curve, sharpness_curve, valid_loss_curve
+from fairseq_sam.optim.flags import SharpnessAwareConfig
+from fairseq_sam.optim.gate import Gate
+from fairseq_sam.perturbation import method_settings
+from fairseq_sam.reporting.plot import (
+    difference_curve,
+    radius_curves,
+    sharpness_curve,
+    valid_loss_curve,
+)
 from fairseq_sam.reporting.published import PUBLISHED, Published
 from fairseq_sam.reporting.runs import read_run, run_names
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
@@ -20,10 +28,11 @@ def json_line(tag, epoch, **values):
     return f"2024-01-01 00:00:00 | INFO | {tag} | {json.dumps(record)}\n"
 
 
-def write_run(directory, sharpness=None, shift=0.0, bleu=30.0):
+def write_run(directory, sharpness=None, shift=0.0, bleu=30.0, described=""):
     directory.mkdir(parents=True)
     with open(directory / "train.log", "w") as log:
         log.write("2024-01-01 00:00:00 | INFO | fairseq.tasks | {'not': json}\n")
+        log.write(f"2024-01-01 00:00:00 | INFO | fairseq_sam.optim | {described}\n")
         for epoch in (1, 2, 3):
             on = sharpness is not None and epoch > 1
             stats = {"loss": 9 - epoch, "train_wall": 30 if on else 10, "perturbation_on": int(on)}
@@ -212,6 +221,31 @@ class TestReport:
         # Text is drawn as outlines; the size tells whether the second panel is there.
         height = 72 * (0.4 + 2.6 * (2 if sharpness else 1))
         assert f'height="{height:g}pt"' in (tmp_path / "curves.svg").read_text()
+
+    def test_losses_by_radius(self, tmp_path):
+        pytest.importorskip("matplotlib")
+
+        def described(method, rho):
+            settings = method_settings(method, rho=rho)
+            return SharpnessAwareConfig(method, settings, Gate(1, 0, 1)).describe()
+
+        runs = [
+            write_run(tmp_path / name, shift=shift, described=described(*method))
+            for name, shift, method in (
+                ("ga_sam/seed1", 0.3, ("ga_sam", 0.8)),
+                ("ga_sam@2e-05/seed1", 0.1, ("ga_sam", 2e-5)),
+                ("ga_sam@2e-05/seed2", 0.2, ("ga_sam", 2e-5)),
+                ("sam/seed1", 0.4, ("sam", 0.05)),
+                ("unperturbed/seed1", 0.4, ("ga_sam", 0)),
+            )
+        ]
+        runs.append(write_run(tmp_path / "baseline/seed1"))
+        names = run_names(runs, tmp_path)
+        found = radius_curves([read_run(path, name) for path, name in zip(runs, names)])
+        assert found == {"ga_sam": {2e-5: pytest.approx([5.1, 5.2]), 0.8: pytest.approx([5.3])}}
+        plot = tmp_path / "curves.svg"
+        assert main(["report", *map(str, runs), "--plot", str(plot)]) == 0
+        assert f'height="{72 * (0.4 + 2.6 * 3):g}pt"' in plot.read_text()
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
     def test_directory_without_a_run(self, tmp_path, name, capsys):
