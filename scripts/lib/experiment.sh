@@ -17,15 +17,16 @@ source "$ROOT/scripts/lib/stages.sh"
 # shellcheck source=scripts/lib/commands.sh
 source "$ROOT/scripts/lib/commands.sh"
 
-WITHOUT_RADIUS="" METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6 GPUS="" PARALLEL=1 NODES=1
-NODE_RANK=0 MASTER=localhost:29500 EPOCHS="" START="" AVERAGE="" FREE_DISK=0 CURVES=1
+WITHOUT_RADIUS="" METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6
+GPUS="" PARALLEL=1 NODES=1 NODE_RANK=0 MASTER=localhost:29500
+EPOCHS="" START="" AVERAGE="" FREE_DISK=0 CURVES=1
 
 experiment_help() {
-    cat <<'END'
+    cat <<END
 What to run:
   --out DIR           where everything goes; a rerun goes on where it was
   --methods LIST      by comma; METHOD@RHO sets another radius, e.g. baseline,sam,sam@1e-3,ga_sam@0.5
-  --seeds LIST        by comma (default: 1,2,3,4)
+  --seeds LIST        by comma (default: $SEEDS)
   --small             a tiny model and few epochs, to try the script on a laptop
   --extra 'FLAGS'     more flags for every fairseq-train; they win over the recipe's
   --stage N           first stage to run, 1 to 6 (default: 1)
