@@ -31,6 +31,12 @@ END
 
 read_options() {
     while (($#)); do
+        parse_environment_option "$@"
+        if ((CONSUMED)); then # this script plots in the same environment
+            FORWARDED+=("${@:1:CONSUMED}")
+            shift "$CONSUMED"
+            continue
+        fi
         case "$1" in
             -h | --help)
                 usage

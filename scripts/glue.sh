@@ -134,7 +134,9 @@ method_flags() {
         delta_sam_draft)
             METHOD_FLAGS+=(--optimizer delta_sam --delta-sam-variant draft --delta-sam-beta "$DRAFT_BETA")
             ;;
-        ga_sam | asam) METHOD_FLAGS=(--optimizer "$1" --base-optimizer adam) ;; # not in the paper
+        # Not in the paper; 2e-4, GA-SAM's default, is far too large for fine-tuning: docs/results/small_runs.md.
+        ga_sam) METHOD_FLAGS=(--optimizer ga_sam --base-optimizer adam --sam-rho 5e-6) ;;
+        asam) METHOD_FLAGS=(--optimizer asam --base-optimizer adam) ;;
         *) METHOD_FLAGS+=(--optimizer "$1") ;;
     esac
 }

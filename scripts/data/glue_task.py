@@ -118,7 +118,7 @@ def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
     for suffix, lines in parts.items():
         text = "".join(f"{line}\n" for line in lines)
         path = prefix.with_name(f"{prefix.name}.{suffix}")
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_text(text, encoding="utf-8")
 
 
 def _count(text: str) -> int:

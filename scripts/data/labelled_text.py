@@ -133,7 +133,7 @@ def write(examples: Sequence[Example], prefix: Path, clean: Callable[[str], str]
     texts = [clean(text) for text, _ in examples]
     for suffix, lines in ((".input0", texts), (".label", [label for _, label in examples])):
         content = "".join(f"{line}\n" for line in lines)
-        prefix.with_name(prefix.name + suffix).write_text(content, encoding="utf-8", newline="\n")
+        prefix.with_name(prefix.name + suffix).write_text(content, encoding="utf-8")
 
 
 def sets_of(args: argparse.Namespace) -> Tuple[Dict[str, List[Example]], Callable[[str], str]]:
