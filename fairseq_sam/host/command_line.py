@@ -5,7 +5,7 @@ import functools
 import logging
 import os
 import sys
-from typing import Any
+from typing import Any, List
 
 import torch
 
@@ -83,6 +83,36 @@ def _keep_bf16_off_tpu() -> None:
     rebind("parse_args_and_arch", original, parse_args_and_arch)
 
 
+def _denoising_conflicts() -> bool:
+    from fairseq.tasks.denoising import DenoisingTask
+
+    declare = getattr(DenoisingTask.add_args, "__func__", DenoisingTask.add_args)
+    return "--max-source-positions" in declare.__code__.co_consts
+
+
+def _let_denoising_redeclare() -> None:
+    """Lets ``--task denoising`` declare flags that the model has declared before it.
+
+    fairseq 0.12.2's command line ends with "conflicting option string" for every Transformer.
+    """
+    from fairseq.tasks.denoising import DenoisingTask
+
+    original = DenoisingTask.add_args
+
+    def add_args(parser: argparse.ArgumentParser) -> None:
+        owners: List[Any] = [parser, parser._optionals]
+        handlers = [owner.conflict_handler for owner in owners]
+        try:
+            for owner in owners:
+                owner.conflict_handler = "resolve"
+            original(parser)
+        finally:
+            for owner, handler in zip(owners, handlers):
+                owner.conflict_handler = handler
+
+    DenoisingTask.add_args = staticmethod(add_args)
+
+
 def _has_gpu() -> bool:
     return torch.cuda.device_count() > 0
 
@@ -122,5 +152,6 @@ def _refuse_to_spawn_nothing() -> None:
 REPAIRS = (
     Repair("importing fairseq logs everything", _logs_in_debug_format, _log_as_fairseq),
     Repair("--bf16 turns on --tpu", _bf16_means_tpu, _keep_bf16_off_tpu),
+    Repair("denoising redeclares flags", _denoising_conflicts, _let_denoising_redeclare),
     Repair("spawning without a GPU trains nothing", _spawns_no_process, _refuse_to_spawn_nothing),
 )

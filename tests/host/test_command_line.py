@@ -35,6 +35,13 @@ class TestBf16:
         assert self.parse(options.parse_args_and_arch, "--tpu").tpu
 
 
+def test_denoising_takes_a_transformer_and_both_mean_the_same_flag():
+    flags = ["--task", "denoising", "--arch", "bart_base", "--max-source-positions", "77"]
+    args = options.parse_args_and_arch(options.get_training_parser(), ["data", *flags])
+    assert (args.max_source_positions, args.max_target_positions) == (77, 1024)
+    assert args.mask_length == "subword"
+
+
 def test_spawning_without_a_gpu_is_refused(monkeypatch, unrepaired):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     trained = []

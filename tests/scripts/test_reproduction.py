@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from tests.conftest import REAL_DATA
+from tests.fairseq_runs import trained
 from tests.scripts.made_text import (
     pack,
     sentences,
@@ -351,7 +352,7 @@ def scores(out):
 
 def weights(out, run_name):
     path = out / "runs" / run_name / "seed1" / "average.pt"
-    return torch.load(path, weights_only=False)["model"]
+    return trained(torch.load(path, weights_only=False)["model"])
 
 
 def kill_session(process):
