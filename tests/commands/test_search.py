@@ -165,7 +165,9 @@ def alive(number):
 def searching(out, *flags):
     """Starts a search in a process of its own."""
     program = (
-        "import sys; from fairseq_sam.commands import main; from fairseq_sam.search import runner;"
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from fairseq_sam.commands import main; from fairseq_sam.search import runner;"
         f"runner.TRAINER = (sys.executable, '-S', {str(MADE)!r}); runner.POLL_SECONDS = 0.02;"
         "sys.exit(main(sys.argv[1:]))"
     )
