@@ -19,9 +19,7 @@ import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-
-class CorpusError(Exception):
-    """A corpus that cannot be used; the message is one line that names the file."""
+from corpus import CorpusError, add_limit_argument, write_lines
 
 
 class Task(NamedTuple):
@@ -116,15 +114,7 @@ def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
     else:
         parts["label"] = [row[2] for row in rows]
     for suffix, lines in parts.items():
-        text = "".join(f"{line}\n" for line in lines)
-        path = prefix.with_name(f"{prefix.name}.{suffix}")
-        path.write_text(text, encoding="utf-8")
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+        write_lines(lines, prefix.with_name(f"{prefix.name}.{suffix}"))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -135,13 +125,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a task")
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument(
-        "--limit",
-        type=_count,
-        nargs=2,
-        metavar=("N", "M"),
-        help="only N examples to train, M others",
-    )
+    add_limit_argument(parser)
     args = parser.parse_args(argv)
     task = TASKS[args.task]
     root = args.data / args.task if (args.data / args.task).is_dir() else args.data

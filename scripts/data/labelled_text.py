@@ -23,6 +23,7 @@ import tarfile
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
+from corpus import CorpusError, add_limit_argument, count, write_lines
 from moses_text import TextStyle, tokenize
 
 CLASSES = ("neg", "pos")
@@ -30,10 +31,6 @@ FOLDS = 10
 Example = Tuple[str, str]
 _REVIEW = re.compile(r"(?:^|/)(train|test)/(pos|neg)/[^/]+\.txt$")
 _TAG = re.compile(r"<[^>]+>")
-
-
-class CorpusError(Exception):
-    """A corpus that cannot be used; the message is one line that names the file."""
 
 
 def read_imdb(data: Path) -> Dict[str, List[Example]]:
@@ -132,8 +129,7 @@ def write(examples: Sequence[Example], prefix: Path, clean: Callable[[str], str]
     """Writes PREFIX.input0 and PREFIX.label."""
     texts = [clean(text) for text, _ in examples]
     for suffix, lines in ((".input0", texts), (".label", [label for _, label in examples])):
-        content = "".join(f"{line}\n" for line in lines)
-        prefix.with_name(prefix.name + suffix).write_text(content, encoding="utf-8")
+        write_lines(lines, prefix.with_name(prefix.name + suffix))
 
 
 def sets_of(args: argparse.Namespace) -> Tuple[Dict[str, List[Example]], Callable[[str], str]]:
@@ -153,12 +149,6 @@ def _from_1_to_10(text: str) -> int:
     return int(text)
 
 
-def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Reads and writes."""
     parser = argparse.ArgumentParser(
@@ -168,15 +158,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--fold", type=_from_1_to_10, help="MR: which of its ten folds")
     parser.add_argument(
-        "--longest", type=_count, default=200, help="words of a review (default: 200)"
+        "--longest", type=count, default=200, help="words of a review (default: 200)"
     )
-    parser.add_argument(
-        "--limit",
-        type=_count,
-        nargs=2,
-        metavar=("N", "M"),
-        help="only N examples to train, M others",
-    )
+    add_limit_argument(parser)
     args = parser.parse_args(argv)
     try:
         sets, clean = sets_of(args)

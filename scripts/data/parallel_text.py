@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from corpus import CorpusError
 from moses_text import TextStyle, tokenize
 
 Pair = Tuple[str, str]
@@ -32,10 +33,6 @@ MAX_RATIO = 1.5
 SPLITS = {"train": ("train",), "valid": ("valid", "tst2012"), "test": ("test", "tst2013")}
 
 _FINAL = re.compile(r"(\s?)[.?!]$")
-
-
-class CorpusError(Exception):
-    """Text that cannot be used; the message is one line that names the file."""
 
 
 def clean(

@@ -15,9 +15,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-
-class CorpusError(Exception):
-    """A corpus that cannot be used; the message is one line that names the file."""
+from corpus import CorpusError, write_lines
 
 
 def read_sentences(data: Path) -> List[str]:
@@ -60,7 +58,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser.parse_args(argv)
     try:
         sentences = read_sentences(args.data)[: args.limit]
-        args.out.write_text("".join(f"{s}\n" for s in sentences), encoding="utf-8")
+        write_lines(sentences, args.out)
     except (CorpusError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1

@@ -21,14 +21,12 @@ import sys
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
+from corpus import CorpusError
+
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 FINAL = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 
 Summary = Tuple[str, str]
-
-
-class CorpusError(Exception):
-    """A corpus that cannot be used; the message is one line that names the file."""
 
 
 def parse_story(text: str) -> Summary:

@@ -1,0 +1,32 @@
+"""What the programs that prepare corpora share."""
+
+import argparse
+from pathlib import Path
+from typing import Iterable
+
+
+class CorpusError(Exception):
+    """A corpus that cannot be used; the message is one line that names the file."""
+
+
+def count(text: str) -> int:
+    """Returns a whole number above 0, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def add_limit_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that takes a part of the examples: ``[train, others]``."""
+    parser.add_argument(
+        "--limit",
+        type=count,
+        nargs=2,
+        metavar=("N", "M"),
+        help="only N examples to train, M others",
+    )
+
+
+def write_lines(lines: Iterable[str], path: Path) -> None:
+    """Writes a line each."""
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
