@@ -7,7 +7,17 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count
@@ -133,30 +143,78 @@ def load_dataset_loss(
     Raises:
         CommandError: something is missing, damaged, or does not fit.
     """
-    import torch
-
     from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.evaluation_data import mini_batches
 
+    with _loading():
+        trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
+        criterion = trained_model.build_criterion(trained, args.criterion)
+        _use_gpu(args, trained.model, criterion)
+        samples = mini_batches(
+            trained,
+            args.subset,
+            args.max_tokens,
+            args.max_sentences,
+            args.seed,
+            args.skip_too_long,
+        )
+    return trained, DatasetLoss(trained.model, criterion, samples)
+
+
+class SingleSentences(NamedTuple):
+    """A model, what gives the loss of each sentence, and the sentences one by one."""
+
+    trained: TrainedModel
+    criterion_name: str
+    criterion: Any
+    total: int
+    samples: Iterator[Dict[str, Any]]
+
+
+def load_single_sentences(
+    args: argparse.Namespace, checkpoint: str, overrides: Optional[Dict[str, Any]] = None
+) -> SingleSentences:
+    """Loads a checkpoint, its per-sentence criterion and the sentences, onto a GPU if any.
+
+    Args:
+        args: with ``data`` and what :func:`add_data_arguments` adds.
+        checkpoint: as for :func:`load_dataset_loss`.
+        overrides: as there.
+
+    Raises:
+        CommandError: something is missing, damaged, or does not fit.
+    """
+    from fairseq_sam import trained_model
+    from fairseq_sam.evaluation_data import single_sentences
+
+    with _loading():
+        trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
+        name, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
+        _use_gpu(args, trained.model, criterion)
+        total, samples = single_sentences(
+            trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
+        )
+    return SingleSentences(trained, name, criterion, total, samples)
+
+
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    from fairseq_sam.trained_model import LoadError
+
     try:
         with only_warnings():
-            trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
-            criterion = trained_model.build_criterion(trained, args.criterion)
-            if torch.cuda.is_available() and not args.cpu:
-                trained.model.cuda()
-                criterion.cuda()
-            samples = mini_batches(
-                trained,
-                args.subset,
-                args.max_tokens,
-                args.max_sentences,
-                args.seed,
-                args.skip_too_long,
-            )
-    except trained_model.LoadError as error:
+            yield
+    except LoadError as error:
         raise CommandError(str(error)) from error
-    return trained, DatasetLoss(trained.model, criterion, samples)
+
+
+def _use_gpu(args: argparse.Namespace, model: Any, criterion: Any) -> None:
+    import torch
+
+    if torch.cuda.is_available() and not args.cpu:
+        model.cuda()
+        criterion.cuda()
 
 
 @contextlib.contextmanager

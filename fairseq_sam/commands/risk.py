@@ -11,10 +11,10 @@ from fairseq_sam.commands.checkpoint_data import (
     check_output_arguments,
     explaining,
     load_plugins,
+    load_single_sentences,
     progress,
     write_figures,
 )
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count, positive
 from fairseq_sam.commands.quiet import only_warnings
 
@@ -75,13 +75,8 @@ def run(args: argparse.Namespace) -> int:
     check_output_arguments(args)
     load_plugins(args.user_dir)
     from fairseq_sam.analysis.adversarial_risk import summarise
-    from fairseq_sam.trained_model import LoadError
 
-    try:
-        with only_warnings():
-            criterion, risks = _measure(args)
-    except LoadError as error:
-        raise CommandError(str(error)) from error
+    criterion, risks = _measure(args)
     summary = summarise(risks)
     _print(args, criterion, summary)
     if args.json is not None:
@@ -90,25 +85,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Tuple[str, List[SentenceRisk]]:
-    import torch
-
-    from fairseq_sam import trained_model
     from fairseq_sam.analysis.adversarial_risk import sentence_risks
-    from fairseq_sam.evaluation_data import single_sentences
 
-    trained = trained_model.load_trained_model(args.checkpoint, args.data)
-    name, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
-    if torch.cuda.is_available() and not args.cpu:
-        trained.model.cuda()
-        criterion.cuda()
-    total, samples = single_sentences(
-        trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
-    )
+    trained, name, criterion, total, samples = load_single_sentences(args, args.checkpoint)
     pad = getattr(criterion, "padding_idx", None)
     if pad is None:
         pad = trained.task.source_dictionary.pad()
     risks = sentence_risks(trained.model, criterion, samples, pad, args.rho, args.steps, args.norm)
-    with explaining(args.checkpoint, args.data):
+    with only_warnings(), explaining(args.checkpoint, args.data):
         return name, progress(risks, total, "sentence")
 
 

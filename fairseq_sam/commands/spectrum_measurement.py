@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
-from fairseq_sam.commands.checkpoint_data import explaining, load_dataset_loss
+from fairseq_sam.commands.checkpoint_data import (
+    explaining,
+    load_dataset_loss,
+    load_single_sentences,
+)
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.quiet import only_warnings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,8 +93,8 @@ def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> CheckpointSpec
     from fairseq_sam.analysis.memory import free_memory
 
     drawn = args.matrix == "fisher"
-    model, criterion, sentences = _load_sentences(args, checkpoint)
-    dataset = DatasetLoss(model, criterion, sentences)
+    loaded = load_single_sentences(args, checkpoint, _KEEP_ACTIVATIONS)
+    dataset = DatasetLoss(loaded.trained.model, loaded.criterion, list(loaded.samples))
     size, memory = num_weights(dataset.weights), free_memory()
     _check_top(args, checkpoint, size)
     loss, sample_size = measured_spectrum.loss_and_sample_size(dataset)
@@ -111,33 +114,7 @@ def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> CheckpointSpec
                 held,
                 after_each,
             )
-    return CheckpointSpectrum(checkpoint, spectrum, loss, size, len(sentences), sample_size)
-
-
-def _load_sentences(args: argparse.Namespace, checkpoint: str) -> Tuple[Any, Any, List[Any]]:
-    """Returns the model, its per-sentence criterion, and the sentences one by one.
-
-    Raises:
-        CommandError: something is missing, damaged, or does not fit.
-    """
-    import torch
-
-    from fairseq_sam import trained_model
-    from fairseq_sam.evaluation_data import single_sentences
-
-    try:
-        with only_warnings():
-            trained = trained_model.load_trained_model(checkpoint, args.data, _KEEP_ACTIVATIONS)
-            _, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
-            if torch.cuda.is_available() and not args.cpu:
-                trained.model.cuda()
-                criterion.cuda()
-            _, sentences = single_sentences(
-                trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
-            )
-            return trained.model, criterion, list(sentences)
-    except trained_model.LoadError as error:
-        raise CommandError(str(error)) from error
+    return CheckpointSpectrum(checkpoint, spectrum, loss, size, len(dataset.samples), sample_size)
 
 
 def _own_losses(dataset: DatasetLoss) -> List[Callable[[], Tensor]]:
