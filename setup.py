@@ -37,7 +37,7 @@ FAIRSEQ = [
 ]
 
 QUICKSTART = [
-    "matplotlib>=3.5",
+    "matplotlib>=3.7",
     "num2words>=0.5.12",
     "sacrebleu>=2.3",
     "sacremoses>=0.0.53",
@@ -47,7 +47,7 @@ QUICKSTART = [
 
 # What `fairseq-sam spectrum`, `shift`, `sts` and every plot need.
 ANALYSIS = [
-    "matplotlib>=3.5",
+    "matplotlib>=3.7",
     "scikit-learn>=1.0",
     "scipy>=1.8",
     "tqdm>=4.60",

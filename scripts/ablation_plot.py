@@ -66,6 +66,13 @@ def with_default(scores: Dict[str, List[float]], radius: str) -> Dict[str, List[
     return {**scores, **{name: values for name, values in named.items() if values}}
 
 
+def short(number: float) -> str:
+    """Writes 8e-05 as 8e-5, 0.05 as it is: ticks are close together."""
+    if number >= 1e-3:
+        return f"{number:g}"
+    return f"{number:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
 def draw(
     axis: Any, sources: Dict[str, Dict[str, List[float]]], title: str, pattern: str, scale: str
 ) -> None:
@@ -82,7 +89,8 @@ def draw(
     axis.axhline(0.0, color="black", linewidth=0.8)
     axis.set_xscale(scale)
     axis.set_yscale("symlog", linthresh=2)
-    axis.set_xticks(sorted(ticks), [f"{tick:g}" for tick in sorted(ticks)])
+    axis.set_xticks(sorted(ticks), map(short, sorted(ticks)))
+    axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.margins(y=0.15)
     axis.set_xlabel(title)

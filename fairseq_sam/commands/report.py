@@ -45,7 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--group-by",
         type=_regular_expression,
         metavar="REGEX",
-        help="runs whose names differ only in what REGEX matches share a row: mean ± std",
+        help="runs whose names differ only in what REGEX matches share row and line: mean ± std",
     )
     parser.add_argument(
         "--relative-to",
@@ -94,7 +94,7 @@ def _plot(runs: list, args: argparse.Namespace) -> None:
     try:
         from fairseq_sam.reporting.plot import write_plot
 
-        write_plot(runs, args.plot, args.title)
+        write_plot(runs, args.plot, args.title, args.group_by)
     except ImportError as error:
         raise CommandError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
     except ValueError as error:

@@ -5,35 +5,58 @@ from __future__ import annotations
 import itertools
 import statistics
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from fairseq_sam.reporting.print_style import figure_file, line_style
-from fairseq_sam.reporting.runs import Run, is_perturbed
+from fairseq_sam.reporting.print_style import figure_file, legend_below, line_style
+from fairseq_sam.reporting.runs import Run, group_runs, is_perturbed
 
-_Curve = Tuple[List[int], List[float]]
-
-
-def valid_loss_curve(run: Run) -> _Curve:
-    """Returns the epochs and the validation loss (bits) after each."""
-    points = [(e.epoch, e.valid["loss"]) for e in run.epochs if "loss" in e.valid]
-    return [x for x, _ in points], [y for _, y in points]
+_Points = List[Tuple[int, float]]
+_MOST_INSIDE = 6
+"""A panel has room for the names, and the bands, of so many lines."""
 
 
-def sharpness_curve(run: Run) -> _Curve:
-    """Returns the perturbed epochs and the mean sharpness (bits) in each."""
-    points = [
-        (e.epoch, e.train["sharpness"])
-        for e in run.epochs
-        if "sharpness" in e.train and is_perturbed(e)
-    ]
-    return [x for x, _ in points], [y for _, y in points]
+class Curve(NamedTuple):
+    """Means over runs, epoch by epoch, and standard deviations (0 where there is one run)."""
+
+    epochs: List[int]
+    means: List[float]
+    deviations: List[float]
+
+    def minus(self, other: Curve) -> Curve:
+        """Returns the differences of the means, without deviations, where both have the epoch."""
+        known = dict(zip(other.epochs, other.means))
+        common = [(x, y - known[x]) for x, y, _ in zip(*self) if x in known]
+        return Curve([x for x, _ in common], [y for _, y in common], [0.0] * len(common))
 
 
-def difference_curve(run: Run, baseline: Run) -> _Curve:
-    """Returns the epochs that both runs have and the difference of their validation losses."""
-    known = dict(zip(*valid_loss_curve(baseline)))
-    points = [(x, y - known[x]) for x, y in zip(*valid_loss_curve(run)) if x in known]
-    return [x for x, _ in points], [y for _, y in points]
+def valid_loss_curve(runs: Sequence[Run]) -> Curve:
+    """Returns the validation loss (bits) after each epoch."""
+    return _mean_curve(
+        [(e.epoch, e.valid["loss"]) for e in run.epochs if "loss" in e.valid] for run in runs
+    )
+
+
+def sharpness_curve(runs: Sequence[Run]) -> Curve:
+    """Returns the mean sharpness (bits) in each perturbed epoch."""
+    return _mean_curve(
+        [
+            (e.epoch, e.train["sharpness"])
+            for e in run.epochs
+            if "sharpness" in e.train and is_perturbed(e)
+        ]
+        for run in runs
+    )
+
+
+def _mean_curve(runs: Iterable[_Points]) -> Curve:
+    by_epoch: Dict[int, List[float]] = {}
+    for points in runs:
+        for epoch, value in points:
+            by_epoch.setdefault(epoch, []).append(value)
+    epochs = sorted(by_epoch)
+    means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
+    values = [by_epoch[epoch] for epoch in epochs]
+    return Curve(epochs, means, [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values])
 
 
 def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:
@@ -67,46 +90,71 @@ def _common_start(names: Sequence[str]) -> str:
     return "".join(letter for letter, *_ in columns).rstrip("@/_-=.")
 
 
-def write_plot(runs: Sequence[Run], path: Path, title: Optional[str] = None) -> None:
+def write_plot(
+    runs: Sequence[Run], path: Path, title: Optional[str] = None, group_by: Optional[str] = None
+) -> None:
     """Draws the curves of all runs into an image file; its suffix tells the format.
 
-    Panels from the top: validation loss; the same minus the first run's, if there are several; the
+    Panels from the top: validation loss; the same minus the first line's, if there are several; the
     sharpness (perturbed minus clean training loss), if any run has it; the lowest validation loss
     by radius, if a method has several. A dotted line marks where a run's perturbation begins.
+
+    Args:
+        runs: in the order of the lines.
+        path: the image.
+        title: heading.
+        group_by: as for :func:`~fairseq_sam.reporting.runs.group_runs`. Runs of a group share a
+            line, their mean; a few lines are in bands of a standard deviation to each side.
     """
-    panels, by_radius = _panels(runs), radius_curves(runs)
-    with figure_file(path, len(panels) + bool(by_radius), width=7) as (_, axes):
-        for axis, (label, curve) in zip(axes, panels):
-            for index, run in enumerate(runs):
-                _draw(axis, run, curve(run), index)
+    groups = group_runs(runs, group_by)
+    panels, by_radius = _panels(groups), radius_curves(runs)
+    with figure_file(path, len(panels) + bool(by_radius), width=7) as (figure, axes):
+        for axis, (label, curves) in zip(axes, panels):
+            for index, (name, members) in enumerate(groups.items()):
+                _draw(axis, name, members, curves[name], index)
+                if len(groups) <= _MOST_INSIDE:
+                    _draw_band(axis, curves[name], index)
             axis.set_ylabel(label)
             axis.xaxis.get_major_locator().set_params(integer=True)
             axis.sharex(axes[0])
         axes[len(panels) - 1].set_xlabel("epoch")
         if by_radius:
             _draw_radii(axes[-1], by_radius, [run for run in runs if run.radius is None])
-        axes[0].legend()
+        if len(groups) > _MOST_INSIDE:
+            legend_below(figure, axes[0])
+        else:
+            axes[0].legend()
         axes[0].set_title(title or "")
 
 
-def _panels(runs: Sequence[Run]) -> List[Tuple[str, Callable[[Run], _Curve]]]:
-    panels: List[Tuple[str, Callable[[Run], _Curve]]] = [
-        ("validation loss\n(bits per target token)", valid_loss_curve)
-    ]
-    if len(runs) > 1:
-        label = f"validation loss\nminus {runs[0].name}'s (bits)"
-        panels.append((label, lambda run: difference_curve(run, runs[0])))
-    if any(sharpness_curve(run)[0] for run in runs):
-        panels.append(("sharpness\n(bits per target token)", sharpness_curve))
+def _panels(groups: Dict[str, List[Run]]) -> List[Tuple[str, Dict[str, Curve]]]:
+    """Returns the panels' labels and the curves of each group."""
+    losses = {name: valid_loss_curve(runs) for name, runs in groups.items()}
+    panels = [("validation loss\n(bits per target token)", losses)]
+    if len(groups) > 1:
+        first = next(iter(groups))
+        differences = {name: curve.minus(losses[first]) for name, curve in losses.items()}
+        panels.append((f"validation loss\nminus {first}'s (bits)", differences))
+    sharpness = {name: sharpness_curve(runs) for name, runs in groups.items()}
+    if any(curve.epochs for curve in sharpness.values()):
+        panels.append(("sharpness\n(bits per target token)", sharpness))
     return panels
 
 
-def _draw(axis: Any, run: Run, curve: _Curve, index: int) -> None:
+def _draw(axis: Any, name: str, runs: Sequence[Run], curve: Curve, index: int) -> None:
     style = line_style(index)
-    axis.plot(*curve, label=run.name, **style)
-    start = run.first_perturbed_epoch()
-    if start is not None:
-        axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=style["color"])
+    axis.plot(curve.epochs, curve.means, label=name, **style)
+    for start in {run.first_perturbed_epoch() for run in runs}:
+        if start is not None:
+            axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=style["color"])
+
+
+def _draw_band(axis: Any, curve: Curve, index: int) -> None:
+    if any(curve.deviations):
+        low = [mean - deviation for _, mean, deviation in zip(*curve)]
+        high = [mean + deviation for _, mean, deviation in zip(*curve)]
+        color = line_style(index)["color"]
+        axis.fill_between(curve.epochs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _draw_radii(

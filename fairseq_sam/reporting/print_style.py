@@ -32,11 +32,15 @@ _SETTINGS = {
 
 
 def line_style(index: int) -> Dict[str, Any]:
-    """Returns colour, marker and dashes of the n-th line of a plot, as arguments of ``plot``."""
+    """Returns colour, marker and dashes of the n-th line of a plot, as arguments of ``plot``.
+
+    Colours come again after seven lines, but with other markers and dashes.
+    """
+    again = index // len(COLOURS)
     return {
         "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index % len(DASHES)],
+        "marker": MARKERS[(index + again) % len(MARKERS)],
+        "linestyle": DASHES[(index + 2 * again) % len(DASHES)],
     }
 
 
@@ -61,6 +65,16 @@ def use_log_scale(axis: Any) -> None:
     formatter = LogFormatter if low > 1e-2 and high < 1e4 else LogFormatterSciNotation
     axis.yaxis.set_major_formatter(formatter())
     axis.yaxis.set_minor_formatter(formatter(minor_thresholds=(2, 0.5)))
+
+
+def legend_below(figure: Any, axis: Any) -> None:
+    """Names the lines of a panel below the whole figure, which grows by what the names take."""
+    handles, names = axis.get_legend_handles_labels()
+    longest = max(map(len, names))
+    columns = max(1, int(figure.get_figwidth() * 13 / (longest + 7)))  # 13 letters an inch
+    rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + 0.17 * rows + 0.1)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize="small")
 
 
 @contextlib.contextmanager

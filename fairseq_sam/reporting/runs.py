@@ -85,6 +85,23 @@ def read_run(directory: Path, name: str) -> Run:
     return run
 
 
+def group_runs(runs: Sequence[Run], group_by: Optional[str]) -> Dict[str, List[Run]]:
+    """Puts together runs whose names differ only in what a regular expression matches.
+
+    Args:
+        runs: in the order that groups will have.
+        group_by: matches the seed in a name, for instance; without one each run is a group.
+
+    Returns:
+        By what is left of their names.
+    """
+    groups: Dict[str, List[Run]] = {}
+    for run in runs:
+        name = re.sub(group_by, "", run.name).strip("-_./ ") if group_by else run.name
+        groups.setdefault(name or run.name, []).append(run)
+    return groups
+
+
 def run_names(directories: Sequence[Path], root: Optional[Path] = None) -> List[str]:
     """Names directories by their paths within ``root``.
 

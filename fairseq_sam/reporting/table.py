@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import statistics
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from fairseq_sam.reporting.published import Published
-from fairseq_sam.reporting.runs import Run
+from fairseq_sam.reporting.runs import Run, group_runs
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 
 _LEADING_METRICS = ("BLEU", "chrF2", TOKENISED_BLEU)
@@ -28,9 +27,8 @@ def markdown_table(
 
     Args:
         runs: in the order of the rows.
-        group_by: a regular expression (of the seed in a name, for instance). Runs whose names are
-            equal once its match is cut out share a row: mean ± sample standard deviation, and the
-            median of p-values.
+        group_by: as for :func:`~fairseq_sam.reporting.runs.group_runs`. Runs of a group share a
+            row: mean ± sample standard deviation, and the median of p-values.
         published: a paper's results; beside each metric that it has, and its other rows below.
             Its metrics come in its order, before others.
         summary: what stands for the scores of several runs: ``mean-std``, or ``best-median``.
@@ -38,7 +36,7 @@ def markdown_table(
     Returns:
         Markdown. Columns without any value are left out.
     """
-    groups = _group(runs, group_by)
+    groups = group_runs(runs, group_by)
     if published is not None:
         for name in (name for values in published.metrics.values() for name in values):
             groups.setdefault(name, [])
@@ -116,14 +114,6 @@ def _p_value_cell(metric: str) -> Callable[[str, Sequence[Run]], str]:
 
 def _score_of(metric: str) -> Callable[[Run], Optional[float]]:
     return lambda run: run.scores[metric].value if metric in run.scores else None
-
-
-def _group(runs: Sequence[Run], group_by: Optional[str]) -> Dict[str, List[Run]]:
-    groups: Dict[str, List[Run]] = {}
-    for run in runs:
-        name = re.sub(group_by, "", run.name).strip("-_./ ") if group_by else run.name
-        groups.setdefault(name or run.name, []).append(run)
-    return groups
 
 
 def _mean(values: Sequence[Optional[float]], digits: int) -> str:

@@ -1,7 +1,10 @@
 """``fairseq-sam report``: what it makes of run directories."""
 
 import json
+import math
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,6 @@ from fairseq_sam.optim.flags import SharpnessAwareConfig
 from fairseq_sam.optim.gate import Gate
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.reporting.plot import (
-    difference_curve,
     radius_curves,
     sharpness_curve,
     valid_loss_curve,
@@ -100,10 +102,18 @@ class TestRuns:
         assert run.seconds_per_epoch(perturbed=False) == 10
         assert run.seconds_per_epoch(perturbed=True) == 30
         assert run.first_perturbed_epoch() == 2
-        assert valid_loss_curve(run) == ([1, 2, 3], [7, 6, 5])
+        assert valid_loss_curve([run]) == ([1, 2, 3], [7, 6, 5], [0, 0, 0])
         other = read_run(write_run(tmp_path / "adam", shift=0.5), "adam")
-        assert difference_curve(run, other) == ([1, 2, 3], [-0.5, -0.5, -0.5])
-        assert sharpness_curve(run) == ([2, 3], pytest.approx([0.2, 0.3]))
+        difference = valid_loss_curve([run]).minus(valid_loss_curve([other]))
+        assert difference == ([1, 2, 3], [-0.5, -0.5, -0.5], [0, 0, 0])
+        assert sharpness_curve([run]) == ([2, 3], pytest.approx([0.2, 0.3]), [0, 0])
+
+    def test_mean_of_several_runs(self, tmp_path):
+        runs = [read_run(write_run(tmp_path / f"{s}", shift=s), f"{s}") for s in (0, 1)]
+        deviations = pytest.approx([math.sqrt(0.5)] * 3)
+        assert valid_loss_curve(runs) == ([1, 2, 3], [7.5, 6.5, 5.5], deviations)
+        interrupted = replace(runs[1], epochs=runs[1].epochs[:2])
+        assert valid_loss_curve([runs[0], interrupted]).means == [7.5, 6.5, 5]
 
     def test_tokenised_bleu_of_generate(self, tmp_path):
         directory = write_run(tmp_path / "run")
@@ -246,6 +256,23 @@ class TestReport:
         plot = tmp_path / "curves.svg"
         assert main(["report", *map(str, runs), "--plot", str(plot)]) == 0
         assert f'height="{72 * (0.4 + 2.6 * 3):g}pt"' in plot.read_text()
+
+    def test_many_runs_have_a_legend_below_in_which_a_group_is_one(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        runs = [
+            str(write_run(tmp_path / f"method{m}" / f"seed{s}", shift=m + s / 10))
+            for m in range(20)
+            for s in (1, 2)
+        ]
+        panels = 72 * (0.4 + 2.6 * 2)
+
+        def height(*flags):
+            plot = tmp_path / "curves.svg"
+            assert main(["report", *runs, "--plot", str(plot), *flags]) == 0
+            return float(re.search(r'height="([0-9.]+)pt"', plot.read_text()).group(1))
+
+        grouped = height("--group-by", "/seed[0-9]+")
+        assert panels < grouped < height() < 1.5 * panels
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
     def test_directory_without_a_run(self, tmp_path, name, capsys):

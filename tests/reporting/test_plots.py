@@ -17,6 +17,11 @@ def test_examples(module):
     assert result.failed == 0
 
 
+def test_lines_look_different():
+    looks = {tuple(print_style.line_style(index).values()) for index in range(49)}
+    assert len(looks) == 49
+
+
 class TestLogScale:
     @pytest.mark.parametrize(
         ("values", "wanted"),
