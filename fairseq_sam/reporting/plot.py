@@ -130,14 +130,14 @@ def write_plot(
 def _panels(groups: Dict[str, List[Run]]) -> List[Tuple[str, Dict[str, Curve]]]:
     """Returns the panels' labels and the curves of each group."""
     losses = {name: valid_loss_curve(runs) for name, runs in groups.items()}
-    panels = [("validation loss\n(bits per target token)", losses)]
+    panels = [("validation loss (bits)", losses)]
     if len(groups) > 1:
         first = next(iter(groups))
         differences = {name: curve.minus(losses[first]) for name, curve in losses.items()}
         panels.append((f"validation loss\nminus {first}'s (bits)", differences))
     sharpness = {name: sharpness_curve(runs) for name, runs in groups.items()}
     if any(curve.epochs for curve in sharpness.values()):
-        panels.append(("sharpness\n(bits per target token)", sharpness))
+        panels.append(("sharpness (bits)", sharpness))
     return panels
 
 
@@ -169,5 +169,5 @@ def _draw_radii(
         axis.axhline(mean, color="0.4", linestyle="--", label="without perturbation")
     axis.set_xscale("log")
     axis.set_xlabel("radius")
-    axis.set_ylabel("lowest validation loss\n(bits per target token)")
+    axis.set_ylabel("lowest validation loss (bits)")
     axis.legend(fontsize="small")
