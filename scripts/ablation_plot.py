@@ -21,6 +21,7 @@ from typing import Any, Dict, List, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from fairseq_sam.reporting.deviation import sample_deviation
 from fairseq_sam.reporting.print_style import figure_file, line_style
 from fairseq_sam.reporting.published import PUBLISHED
 from fairseq_sam.reporting.scores import read_scores
@@ -49,7 +50,7 @@ def points(scores: Dict[str, List[float]], pattern: str) -> List[Point]:
     for name, values in scores.items():
         match = re.match(pattern, name)
         if match:
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+            deviation = sample_deviation(values)
             chosen.append((float(match.group(1)), statistics.fmean(values), deviation))
     return sorted(chosen)
 

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
+from fairseq_sam.reporting.deviation import sample_deviation
 from fairseq_sam.reporting.print_style import figure_file, legend_below, line_style
 from fairseq_sam.reporting.runs import Run, group_runs, is_perturbed
 
@@ -54,9 +55,10 @@ def _mean_curve(runs: Iterable[_Points]) -> Curve:
         for epoch, value in points:
             by_epoch.setdefault(epoch, []).append(value)
     epochs = sorted(by_epoch)
-    means = [statistics.fmean(by_epoch[epoch]) for epoch in epochs]
     values = [by_epoch[epoch] for epoch in epochs]
-    return Curve(epochs, means, [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values])
+    return Curve(
+        epochs, [statistics.fmean(v) for v in values], [sample_deviation(v) for v in values]
+    )
 
 
 def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:

@@ -112,6 +112,8 @@ class TestRuns:
         runs = [read_run(write_run(tmp_path / f"{s}", shift=s), f"{s}") for s in (0, 1)]
         deviations = pytest.approx([math.sqrt(0.5)] * 3)
         assert valid_loss_curve(runs) == ([1, 2, 3], [7.5, 6.5, 5.5], deviations)
+        diverged = read_run(write_run(tmp_path / "diverged", shift=math.nan), "diverged")
+        assert all(map(math.isnan, valid_loss_curve([runs[0], diverged]).means))
         interrupted = replace(runs[1], epochs=runs[1].epochs[:2])
         assert valid_loss_curve([runs[0], interrupted]).means == [7.5, 6.5, 5]
 
@@ -273,6 +275,16 @@ class TestReport:
 
         grouped = height("--group-by", "/seed[0-9]+")
         assert panels < grouped < height() < 1.5 * panels
+
+    def test_a_seed_that_diverged(self, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        runs = [
+            str(write_run(tmp_path / f"sam-seed{seed}", shift=shift, bleu=shift))
+            for seed, shift in ((1, 0.0), (2, math.nan))
+        ]
+        flags = ["--group-by", "seed[0-9]+", "--plot", str(tmp_path / "curves.png")]
+        assert main(["report", *runs, *flags]) == 0
+        assert "| sam | 2 | nan ± nan | 5.000 |" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
     def test_directory_without_a_run(self, tmp_path, name, capsys):

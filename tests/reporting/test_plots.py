@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from fairseq_sam.reporting import landscape_plot, print_style
+from fairseq_sam.reporting import deviation, landscape_plot, print_style
 
 pytest.importorskip("matplotlib")
 
 
-@pytest.mark.parametrize("module", [landscape_plot, print_style])
+@pytest.mark.parametrize("module", [deviation, landscape_plot, print_style])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
