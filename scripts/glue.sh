@@ -125,7 +125,8 @@ method_flags() {
     METHOD_FLAGS=(--base-optimizer adam --sam-rho "$radius")
     case "$1" in
         baseline) METHOD_FLAGS=(--optimizer adam) ;;
-        free_lb | r3f | r_drop | smart) METHOD_FLAGS=(--optimizer adam --criterion "$1_$criterion") ;;
+        free_lb | r3f | r_drop) METHOD_FLAGS=(--optimizer adam --criterion "$1_$criterion") ;;
+        smart) METHOD_FLAGS=(--optimizer adam --criterion "smart_$criterion" "${SMART[@]}") ;;
         delta_sam) METHOD_FLAGS+=(--optimizer delta_sam --delta-sam-eta "$ETA") ;;
         delta_sam_eta*) METHOD_FLAGS+=(--optimizer delta_sam --delta-sam-eta "${1#delta_sam_eta}") ;;
         delta_sam_literal)

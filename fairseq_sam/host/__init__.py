@@ -16,7 +16,15 @@ without a gradient instead.
 import logging
 from typing import Tuple
 
-from . import checkpoints, command_line, components, data, evaluation, generation
+from . import (
+    checkpoints,
+    command_line,
+    components,
+    data,
+    evaluation,
+    generation,
+    moving_average,
+)
 from .patching import Repair
 
 __all__ = ["REPAIRS", "Repair", "repair"]
@@ -30,6 +38,7 @@ REPAIRS: Tuple[Repair, ...] = (
     *components.REPAIRS,
     *evaluation.REPAIRS,
     *generation.REPAIRS,
+    *moving_average.REPAIRS,
 )
 """All repairs, in the order they are applied."""
 

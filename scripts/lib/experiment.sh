@@ -20,6 +20,8 @@ source "$ROOT/scripts/lib/commands.sh"
 WITHOUT_RADIUS="" METHODS="" SEEDS="1,2,3,4" DATA="" OUT="" EXTRA="" SMALL=0 STAGE=1 STOP_STAGE=6
 GPUS="" PARALLEL=1 NODES=1 NODE_RANK=0 MASTER=localhost:29500
 EPOCHS="" START="" AVERAGE="" FREE_DISK=0 CURVES=1
+# Both parts of SMART, with its paper's μ and λ; β is 0.99 there in the first tenth of training.
+SMART=(--smart-mu 1 --store-ema --ema-decay 0.999)
 
 experiment_help() {
     cat <<END

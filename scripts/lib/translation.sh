@@ -54,6 +54,7 @@ method_flags() {
             METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
             # α as in R-Drop's own script for IWSLT'14.
             if [[ "$1" == r_drop ]]; then METHOD_FLAGS+=(--r-drop-alpha 5); fi
+            if [[ "$1" == smart ]]; then METHOD_FLAGS+=("${SMART[@]}"); fi
             return
             ;;
     esac

@@ -30,6 +30,8 @@ class Passes:
         run: runs one pass of a recorded model and returns the losses ``[batch]``.
         divergence: how far two recorded models' outputs lie apart: ``[batch]``, in nats (or squared
             units in regression), summed over tokens; symmetric KL.
+        at_average: runs a pass, without dropout and without a graph, at the moving average of the
+            weights.
     """
 
     def __init__(
@@ -37,10 +39,12 @@ class Passes:
         model: Any,
         run: Callable[[RecordedModel], Tensor],
         divergence: Callable[[RecordedModel, RecordedModel], Tensor],
+        at_average: Callable[[], RecordedModel],
     ) -> None:
         self.model = model
         self._run = run
         self.divergence = divergence
+        self.at_average = at_average
 
     def __call__(self, perturbation: Optional[Perturbation] = None) -> Tuple[Tensor, RecordedModel]:
         """Runs a pass, with perturbed embeddings or as it is; returns losses and output."""
@@ -104,12 +108,15 @@ def r3f(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
 
 def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
-    """SMART's smoothness-inducing adversarial regularisation (Jiang et al. 2020, Eqs. 1-2).
+    """SMART (Jiang et al. 2020): two regularisers, of the embeddings and of the weights.
 
-    l(x) + λ_s max over ‖z‖∞ ≤ ε of (KL(p‖q) + KL(q‖p)); z starts at N(0, σ²) and climbs the
-    divergence by steps of η g / ‖g‖∞, the norm being each sentence's (the paper: the batch's). Each
-    pass has a dropout mask of its own, as in R3F. The paper's other part, the Bregman proximal
-    point method, needs a second copy of the model and is not here.
+    Smoothness-inducing adversarial regularisation (§3.1): l(x) + λ_s max over ‖z‖∞ ≤ ε of
+    (KL(p‖q) + KL(q‖p)); z starts at N(0, σ²) and climbs the divergence by steps of η g / ‖g‖∞, the
+    norm being each sentence's (the paper: the batch's). Each pass has a dropout mask of its own, as
+    in R3F.
+
+    With μ > 0 the momentum Bregman proximal point method (§3.2) as well: + μ (KL(p‖r) + KL(r‖p)),
+    r being the output, without dropout, at the moving average of the weights so far.
 
     Args:
         passes: of one mini-batch.
@@ -128,6 +135,8 @@ def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
         moving.ascend(passes.divergence(clean, output).sum())
     _, output = passes(moving)
     penalty = cfg.smart_lambda * passes.divergence(clean, output)
+    if cfg.smart_mu > 0:
+        penalty = penalty + cfg.smart_mu * passes.divergence(clean, passes.at_average())
     return losses + penalty, penalty.detach()
 
 

@@ -1,5 +1,6 @@
 """Registers ``<regulariser>_<criterion>`` for every pair of the two."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
@@ -20,12 +21,13 @@ from fairseq_sam.criterions import (  # noqa: F401  (what is regularised must be
 )
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
-from fairseq_sam.criterions.recording import RecordedModel
+from fairseq_sam.criterions.recording import ModelAnswered, RecordedModel
 from fairseq_sam.criterions.registration import PREFIX, add_stand_in
 from fairseq_sam.criterions.regularisers import settings
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
 from fairseq_sam.criterions.regularisers.methods import ASCENDING, METHODS, Passes
+from fairseq_sam.criterions.regularisers.moving_average import MovingAverage, moving_average
 
 LN2 = 0.6931471805599453
 
@@ -79,6 +81,7 @@ class RegularisedCriterion(PerSentenceCriterion):
     regulariser: str
     stock_name: str
     cfg: Any
+    average: Optional[MovingAverage] = None
 
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
@@ -86,6 +89,8 @@ class RegularisedCriterion(PerSentenceCriterion):
         settings.check(cfg)
         criterion = super().build_criterion(cfg, task)
         criterion.cfg = cfg
+        if getattr(cfg, "smart_mu", 0.0) > 0:
+            criterion.average = moving_average(task)
         return criterion
 
     def forward(self, model: Any, sample: Dict[str, Any], reduce: bool = True) -> Any:
@@ -117,11 +122,14 @@ class RegularisedCriterion(PerSentenceCriterion):
             with preserve_float64(model):
                 return DIVERGENCES[self.stock_name](self, first, second, sample)
 
+        def at_average() -> RecordedModel:
+            return self._pass_at_average(sample)
+
         recorded = torch.is_grad_enabled()
         with torch.set_grad_enabled(recorded or self.regulariser in ASCENDING):
             try:
                 losses, penalty = METHODS[self.regulariser](
-                    Passes(model, run, divergence), self.cfg
+                    Passes(model, run, divergence, at_average), self.cfg
                 )
             except NotPerturbable as error:
                 name = f"{self.regulariser}_{self.stock_name}"
@@ -130,6 +138,18 @@ class RegularisedCriterion(PerSentenceCriterion):
         logging_output = dict(seen[0].logging_output)
         logging_output.update(loss=losses.detach().sum(), penalty=penalty.sum())
         return PerSentenceLosses(losses, seen[0].sample_size, logging_output)
+
+    def _pass_at_average(self, sample: Dict[str, Any]) -> RecordedModel:
+        model = self.average.model if self.average else None
+        if model is None:
+            raise SystemExit(
+                f"error: argument --smart-mu: {self.cfg.smart_mu} is not allowed: anything but 0 "
+                "needs the moving average of the weights that --store-ema keeps"
+            )
+        recorded = RecordedModel(model.eval(), stop=True)
+        with torch.no_grad(), preserve_float64(model), contextlib.suppress(ModelAnswered):
+            type(self).forward(self, recorded, sample)
+        return recorded
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

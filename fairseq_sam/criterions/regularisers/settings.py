@@ -45,6 +45,11 @@ class SmartConfig(FairseqDataclass):
     smart_step_size: float = _flag(1e-3, "η, the length of an ascent step under L∞")
     smart_steps: int = _flag(1, "ascent steps")
     smart_init: float = _flag(1e-5, "σ, the standard deviation of the perturbation at first")
+    smart_mu: float = _flag(
+        0.0,
+        "μ, the weight of the divergence from the moving average of the weights; above 0 it needs "
+        "--store-ema, of which --ema-decay is the paper's β",
+    )
 
 
 @dataclass
@@ -72,6 +77,7 @@ _LIMITS = {
     "smart_step_size": (0.0, True),
     "smart_init": (0.0, True),
     "smart_steps": (1, False),
+    "smart_mu": (0.0, False),
     "free_lb_steps": (1, False),
     "free_lb_radius": (0.0, True),
     "free_lb_step_size": (0.0, True),

@@ -1,6 +1,7 @@
 """FreeLB, R-Drop, R3F and SMART against slow references, and in every model."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fairseq_sam.criterions import per_sentence_name_of
 from fairseq_sam.criterions.regularisers import REGISTERED
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import perturbed_embeddings
+from fairseq_sam.criterions.regularisers.moving_average import MovingAverage, moving_average
 from tests.criterions.test_fairseq_train_per_sentence import RUNS
 
 PAD = 1
@@ -135,6 +137,27 @@ def test_smart(make_case, make_criterion, steps):
         z = torch.stack(rows)
     moved = model.from_embeddings(x + z, tokens)
     wanted = cross_entropy(clean, sample["target"]) + 1.5 * slow_divergences(clean, moved)
+    assert_same_gradients(model, losses, wanted)
+
+
+def test_smart_stays_near_the_moving_average(make_case, make_criterion):
+    task = make_case("classification").task
+    task.moving_average = MovingAverage()
+    criterion = make_criterion(
+        "smart_sentence_prediction", task, smart_lambda=0.0, smart_mu=0.7
+    ).train()
+    model, sample = Bag(dropout=0.4).train(), batch()
+    task.moving_average.model = average = Bag(dropout=0.4).train()
+    with torch.no_grad():
+        for weight in average.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    torch.manual_seed(3)
+    losses = criterion.per_sentence_losses(model, sample).losses
+    assert all(weight.grad is None for weight in average.parameters())
+    torch.manual_seed(3)
+    output = model(**sample["net_input"])[0]
+    near = average.eval()(**sample["net_input"])[0].detach()  # without dropout
+    wanted = cross_entropy(output, sample["target"]) + 0.7 * slow_divergences(output, near)
     assert_same_gradients(model, losses, wanted)
 
 
@@ -306,6 +329,7 @@ def test_the_hook_is_gone_afterwards_even_after_an_error():
         ("r_drop", "r_drop_alpha", -1.0, "--r-drop-alpha: -1.0 is not allowed: .* 0 or more"),
         ("r3f", "r3f_radius", 0.0, "--r3f-radius: 0.0 is not allowed: .* above 0"),
         ("smart", "smart_steps", 0, "--smart-steps: 0 is not allowed: .* 1 or more"),
+        ("smart", "smart_mu", -0.1, "--smart-mu: -0.1 is not allowed: .* 0 or more"),
         ("free_lb", "free_lb_radius", float("nan"), "--free-lb-radius: nan is not allowed"),
     ],
 )
@@ -359,6 +383,61 @@ def test_trains_alone_and_on_top_of_any_method(fairseq_train, tasks, method, sto
     assert run.updates() == 3
     assert all(value >= 0 for value in run.values("penalty"))
     assert "valid_penalty" not in run.records["valid"][0]
+
+
+class TestMovingAverage:
+    """SMART's --smart-mu in fairseq-train, whose trainer keeps the average."""
+
+    FLAGS = "--smart-mu 1 --smart-lambda 0 --store-ema --ema-decay 0.5 --dropout 0"
+
+    @pytest.mark.parametrize("optimizer", ["adam", "ga_sam", "delta_sam"])
+    @pytest.mark.parametrize("stock", ["label_smoothed_cross_entropy", "sentence_prediction"])
+    def test_pulls_towards_the_average_once_there_is_one(
+        self, fairseq_train, tasks, stock, optimizer
+    ):
+        run = fairseq_train(
+            f"--criterion smart_{stock} --optimizer {optimizer} --max-update 3 {self.FLAGS}",
+            task=tasks[stock],
+            validate=True,
+        )
+        first, *later = run.values("penalty")
+        assert first == 0  # the model is its own average
+        assert later
+        assert all(penalty > 0 for penalty in later)
+
+    def test_resuming_changes_nothing(self, fairseq_train, tasks):
+        stock = "label_smoothed_cross_entropy"
+        command = f"--criterion smart_{stock} --optimizer ga_sam --save-interval 1 {self.FLAGS}"
+        whole = fairseq_train(f"{command} --max-epoch 2", task=tasks[stock])
+        part = fairseq_train(f"{command} --max-epoch 1", task=tasks[stock])
+        assert part.updates() < whole.updates()
+        resumed = fairseq_train(
+            f"{command} --max-epoch 2", task=tasks[stock], save_dir=part.save_dir
+        )
+        assert resumed.updates() == whole.updates()
+        wanted = whole.weights()
+        assert all(torch.equal(wanted[key], value) for key, value in resumed.weights().items())
+
+    def test_needs_fairseqs_average(self, fairseq_train, tasks):
+        with pytest.raises(SystemExit, match=r"--smart-mu: 0\.5 is not allowed: .*--store-ema"):
+            fairseq_train(
+                "--criterion smart_sentence_prediction --smart-mu 0.5 --optimizer adam",
+                task=tasks["sentence_prediction"],
+            )
+
+    def test_a_task_with_a_use_for_it_still_gets_it(self):
+        got = []
+        task = SimpleNamespace(
+            uses_ema=True,
+            train_step=lambda sample, ema_model=None: got.append((sample, ema_model)),
+            valid_step=lambda sample, ema_model=None: got.append((sample, ema_model)),
+        )
+        average = moving_average(task)
+        assert moving_average(task) is average
+        task.train_step(1, ema_model="model")
+        task.valid_step(2, ema_model="model")
+        assert got == [(1, "model"), (2, "model")]
+        assert average.model == "model"
 
 
 def test_goes_on_from_a_plain_run_and_back(fairseq_train, tasks):

@@ -1,0 +1,53 @@
+"""``--store-ema``: fairseq alone, and once repaired."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.models.ema.ema import EMA
+from fairseq.trainer import Trainer
+from torch import nn
+
+
+class Tied(nn.Module):
+    """Two names of one weight, another weight, and a buffer that is empty."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.embed = self.project = nn.Parameter(torch.full((2, 3), value))
+        self.bias = nn.Parameter(torch.full((3,), value))
+        self.register_buffer("nothing", torch.zeros(0))
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_shared_weights_move_once(fp32, unrepaired):
+    def average(step, dtype=torch.float32):
+        config = SimpleNamespace(ema_decay=0.75, ema_seed_model=None, ema_fp32=fp32)
+        kept = EMA(Tied(0.0).to(dtype), config)
+        for _ in range(2):
+            step(kept, Tied(1.0).to(dtype))
+        model = kept.get_model()
+        assert model.embed is model.project
+        return float(model.embed[0, 0]), float(model.bias[0])
+
+    once = 1 - 0.75**2
+    assert average(EMA._step_internal) == (once, once)
+    assert average(EMA._step_internal, torch.bfloat16) == (once, once)
+    assert average(unrepaired(EMA._step_internal)) == (1 - 0.75**4, once)
+
+
+@pytest.mark.parametrize("fp32", ["", "--ema-fp32"])
+def test_begins_at_a_model_without_an_average(fairseq_train, monkeypatch, unrepaired, fp32):
+    plain = fairseq_train("--optimizer adam --max-update 2")
+    command = (
+        f"--optimizer adam --store-ema --ema-decay 1 {fp32} --max-update 3 "
+        f"--finetune-from-model {plain.save_dir}/checkpoint_last.pt"
+    )
+    run = fairseq_train(command)
+    average = run.checkpoint()["extra_state"]["ema"]
+    for key, weight in plain.weights().items():
+        assert torch.equal(average[key], weight), key
+
+    monkeypatch.setattr(Trainer, "load_checkpoint", unrepaired(Trainer.load_checkpoint))
+    with pytest.raises(KeyError, match="model"):
+        fairseq_train(command)
