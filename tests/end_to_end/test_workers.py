@@ -72,6 +72,10 @@ def assert_equal_on_both(weights):
     "flags",
     [
         "--optimizer ga_sam --sam-rho 0.02 --sam-steps 2",
+        pytest.param(
+            "--optimizer sam --criterion smart_cross_entropy --smart-mu 1 --store-ema",
+            marks=pytest.mark.slow,
+        ),
         pytest.param("--optimizer sam --update-freq 2 --clip-norm 0.5", marks=pytest.mark.slow),
         pytest.param(
             "--optimizer ga_sam --fp16 --fp16-no-flatten-grads --fp16-init-scale 1",
