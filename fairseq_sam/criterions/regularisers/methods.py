@@ -13,12 +13,8 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.criterions.recording import RecordedModel
-from fairseq_sam.criterions.reductions import at_least_float32
-from fairseq_sam.criterions.regularisers.embeddings import (
-    NotPerturbable,
-    Perturbation,
-    perturbed_embeddings,
-)
+from fairseq_sam.criterions.regularisers.ascent import Moving, l2_step, linf_step
+from fairseq_sam.criterions.regularisers.embeddings import Perturbation, perturbed_embeddings
 from fairseq_sam.perturbation.rng import RandomState
 
 
@@ -126,9 +122,9 @@ def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
         As :func:`r_drop`.
     """
     losses, clean = passes()
-    moving = _Moving(
+    moving = Moving(
         lambda embeddings, mask: torch.randn_like(embeddings) * cfg.smart_init,
-        _linf_step(cfg.smart_step_size, cfg.smart_radius),
+        linf_step(cfg.smart_step_size, cfg.smart_radius),
     )
     for _ in range(cfg.smart_steps):
         _, output = passes(moving)
@@ -158,7 +154,7 @@ def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
     """
     steps, radius = cfg.free_lb_steps, cfg.free_lb_radius
     size = 1.5 * radius / steps if cfg.free_lb_step_size is None else cfg.free_lb_step_size
-    step = _l2_step if str(cfg.free_lb_norm) == "l2" else _linf_step
+    step = l2_step if str(cfg.free_lb_norm) == "l2" else linf_step
 
     # From a generator of its own, since the other passes draw masks only, and the same ones.
     seed = int(torch.randint(2**62, ()))
@@ -169,7 +165,7 @@ def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
         entries = mask.flatten(1).sum(1).clamp(min=1) * embeddings.size(-1)
         return (uniform * 2 - 1) * (radius / entries.to(uniform).sqrt())[:, None, None]
 
-    moving = _Moving(start, step(size, radius))
+    moving = Moving(start, step(size, radius))
     state = passes.random_state()
     first, _ = passes(moving)
     losses = total = first
@@ -192,66 +188,3 @@ METHODS: Dict[str, Callable[[Passes, Any], Tuple[Tensor, Tensor]]] = {
 
 ASCENDING = ("free_lb", "smart")
 """Those that need gradients even for a loss that is only looked at."""
-
-
-_Step = Callable[[Tensor, Tensor], Tensor]
-
-
-class _Moving:
-    """A perturbation of the embeddings that starts at random and climbs a loss.
-
-    Args:
-        start: makes the first perturbation.
-        step: from perturbation and gradient to the next perturbation.
-    """
-
-    def __init__(self, start: Perturbation, step: _Step) -> None:
-        self._start = start
-        self._step = step
-        self._value: Optional[Tensor] = None
-
-    def __call__(self, embeddings: Tensor, mask: Tensor) -> Tensor:
-        if self._value is None:
-            with torch.no_grad():
-                value = at_least_float32(self._start(embeddings.detach(), mask)) * mask
-            self._value = value.requires_grad_()
-        return self._value
-
-    def ascend(self, loss: Tensor) -> None:
-        """Moves one step up; the loss's graph can be used again.
-
-        Raises:
-            NotPerturbable: the model recomputes activations in the backward pass.
-        """
-        assert self._value is not None
-        try:
-            (gradient,) = torch.autograd.grad(loss, self._value, retain_graph=True)
-        except RuntimeError as error:
-            if "checkpointing" not in str(error).lower():
-                raise
-            raise NotPerturbable(
-                "an ascent in the embeddings does not go with --checkpoint-activations"
-            ) from error
-        self._value = self._step(self._value.detach(), gradient).requires_grad_()
-
-
-def _per_sentence(values: Tensor) -> Tensor:
-    return values.clamp(min=torch.finfo(values.dtype).tiny)[:, None, None]
-
-
-def _l2_step(size: float, radius: float) -> _Step:
-    def step(value: Tensor, gradient: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
-        value = value + size * gradient / _per_sentence(length)
-        length = torch.linalg.vector_norm(value.flatten(1), dim=1)
-        return value * (radius / _per_sentence(length)).clamp(max=1.0)
-
-    return step
-
-
-def _linf_step(size: float, radius: float) -> _Step:
-    def step(value: Tensor, gradient: Tensor) -> Tensor:
-        largest = gradient.abs().flatten(1).amax(1)
-        return (value + size * gradient / _per_sentence(largest)).clamp(-radius, radius)
-
-    return step
