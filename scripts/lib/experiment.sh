@@ -83,13 +83,15 @@ set_switch() {
     esac
 }
 
+perturbs_weights() { [[ " ${ALL_METHODS%% *} $WITHOUT_RADIUS " != *" ${1%@*} "* ]]; } # METHOD
+
 check_experiment_options() {
     local method seed
     : "${METHODS:=${DEFAULT_METHODS// /,}}"
     for method in ${METHODS//,/ }; do
         check_choice --methods "${method%@*}" "$ALL_METHODS"
         [[ "$method" != *@* ]] || check_positive "--methods $method: the radius" "${method#*@}"
-        [[ "$method" != *@* || " ${ALL_METHODS%% *} $WITHOUT_RADIUS " != *" ${method%@*} "* ]] ||
+        [[ "$method" != *@* ]] || perturbs_weights "$method" ||
             misuse "--methods $method: ${method%@*} has no radius"
     done
     [[ -n "${SEEDS//,/}" ]] || misuse "--seeds: at least one is wanted"
@@ -191,7 +193,8 @@ train_run() { # METHOD SEED
     if [[ -n "$START" ]] && ((START > 1)) && [[ ! -d "$dir/checkpoints" ]]; then copy_shared "$2" "$dir"; fi
     method_flags "${1%@*}"
     if [[ "$1" == *@* ]]; then METHOD_FLAGS+=(--sam-rho "${1#*@}"); fi
-    if [[ -n "$START" && "$1" != "${ALL_METHODS%% *}" ]]; then METHOD_FLAGS+=(--sam-start-epoch "$START"); fi
+    # A regulariser begins at START because the shared epochs are without it.
+    if [[ -n "$START" ]] && perturbs_weights "$1"; then METHOD_FLAGS+=(--sam-start-epoch "$START"); fi
     train "$dir" "$2" "${METHOD_FLAGS[@]}" ${EPOCHS:+--max-epoch "$EPOCHS"}
 }
 

@@ -80,6 +80,16 @@ class TestFullSize:
             assert (found["--dropout"], found["--weight-decay"]) == ("0.3", "0.0001")
         assert self.perturbation(branch) == self.expected(name, method)
 
+    @pytest.mark.parametrize("method", ["free_lb", "r3f", "r_drop", "smart"])
+    def test_a_regulariser_begins_where_the_perturbation_does(self, method):
+        commands = dry_run("iwslt14_de_en", "--gpus", 1, "--seeds", 3, "--methods", method)
+        shared, branch = (flags(c) for c in commands if "fairseq_cli.train" in c)
+        assert shared["--criterion"].startswith("per_sentence_")
+        assert branch["--criterion"] == f"{method}_label_smoothed_cross_entropy"
+        assert branch["--optimizer"] == "adam"
+        assert not any(flag.startswith("--sam-") for flag in branch)
+        assert ("--store-ema" in branch) == (method == "smart")
+
     @staticmethod
     def perturbation(found):
         names = ("rho", "norm", "steps", "loss-reduction", "start-epoch")
@@ -456,6 +466,14 @@ class TestDeEn:
         assert "1 of the trainings or scorings failed" in result.stdout
         assert (out / ".done" / "train.asam@1e-5.seed1").exists()
         assert not (out / ".done" / "train.sam@1e-5.seed1").exists()
+
+    def test_regularisers_go_on_from_the_shared_epochs(self, finished):
+        tmp_path, out, _ = finished
+        methods = ["--methods", "baseline,free_lb,smart", "--stop-stage", 4]
+        result = run(*small_de_en(tmp_path, out), *methods, "--parallel", 2)
+        assert result.returncode == 0, result.stdout
+        assert "free_lb seed 1: epoch   2" in result.stdout
+        assert "smart seed 1: epoch   2" in result.stdout
 
     def test_stopping_the_script_stops_its_trainings(self, finished):
         tmp_path, out, _ = finished
