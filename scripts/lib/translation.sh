@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034 # variables that other files of this folder read
+# shellcheck disable=SC2034,SC2153 # variables that other files of this folder set and read
 # What the translation scripts share. SRC and TGT are the languages, OUT the folder.
 
 TRANSLATION_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam free_lb r3f r_drop smart"
