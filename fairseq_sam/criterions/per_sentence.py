@@ -108,12 +108,21 @@ class PerSentenceCriterion(FairseqCriterion):
         """
         if type(self).per_sentence_losses is not PerSentenceCriterion.per_sentence_losses:
             return self.per_sentence_losses(model, sample, dtype).losses
-        recorded = RecordedModel(model, stop=True)
         with preserve_float64(model):
-            with contextlib.suppress(ModelAnswered):
-                type(self).forward(self, recorded, sample)
-            unreduced = self._checked_losses(recorded, sample)
+            unreduced = self._checked_losses(self.answer(model, sample), sample)
         return sum_tokens_per_sentence(unreduced, dtype=dtype)
+
+    def answer(self, model: Any, sample: Dict[str, Any]) -> RecordedModel:
+        """Calls the model as the criterion does, and leaves out the criterion's loss.
+
+        Args:
+            model: as in :meth:`per_sentence_losses`.
+            sample: fairseq's mini-batch.
+        """
+        recorded = RecordedModel(model, stop=True)
+        with preserve_float64(model), contextlib.suppress(ModelAnswered):
+            type(self).forward(self, recorded, sample)
+        return recorded
 
     def _checked_losses(self, recorded: RecordedModel, sample: Dict[str, Any]) -> Tensor:
         if recorded.num_calls != 1:

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# shellcheck disable=SC2034,SC2153 # variables that other files of this folder set and read
+# shellcheck disable=SC2034 # variables that other files of this folder read
 # What the translation scripts share. SRC and TGT are the languages, OUT the folder.
 
 TRANSLATION_METHODS="baseline sam asam layer_sam multi_step_defense ga_sam delta_sam free_lb r3f r_drop smart"
@@ -54,6 +54,7 @@ method_flags() {
             METHOD_FLAGS=(--optimizer adam --criterion "$1_label_smoothed_cross_entropy")
             # α as in R-Drop's own script for IWSLT'14.
             if [[ "$1" == r_drop ]]; then METHOD_FLAGS+=(--r-drop-alpha 5); fi
+            # shellcheck disable=SC2153 # not START misspelt: of experiment.sh
             if [[ "$1" == smart ]]; then METHOD_FLAGS+=("${SMART[@]}"); fi
             return
             ;;

@@ -1,6 +1,5 @@
 """Registers ``<regulariser>_<criterion>`` for every pair of the two."""
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Optional, Tuple, Type
 
@@ -21,7 +20,7 @@ from fairseq_sam.criterions import (  # noqa: F401  (what is regularised must be
 )
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
-from fairseq_sam.criterions.recording import ModelAnswered, RecordedModel
+from fairseq_sam.criterions.recording import RecordedModel
 from fairseq_sam.criterions.registration import PREFIX, add_stand_in
 from fairseq_sam.criterions.regularisers import settings
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
@@ -146,10 +145,8 @@ class RegularisedCriterion(PerSentenceCriterion):
                 f"error: argument --smart-mu: {self.cfg.smart_mu} is not allowed: anything but 0 "
                 "needs the moving average of the weights that --store-ema keeps"
             )
-        recorded = RecordedModel(model.eval(), stop=True)
-        with torch.no_grad(), preserve_float64(model), contextlib.suppress(ModelAnswered):
-            type(self).forward(self, recorded, sample)
-        return recorded
+        with torch.no_grad():
+            return self.answer(model.eval(), sample)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:
