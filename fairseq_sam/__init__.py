@@ -1,9 +1,8 @@
 """Sharpness-aware training for fairseq: ``--user-dir fairseq_sam --optimizer ga_sam``.
 
 Importing this package inside fairseq is all it takes: it mends faults of the fairseq at hand
-(:mod:`fairseq_sam.host`), registers the optimizers (:mod:`fairseq_sam.optim`) and criterions
-(:mod:`fairseq_sam.criterions`), and connects them with the training loop
-(:mod:`fairseq_sam.seam`).
+(:mod:`fairseq_sam.host`), registers criterions (:mod:`fairseq_sam.criterions`) and optimizers, and
+connects these with the training loop (:mod:`fairseq_sam.training`).
 """
 
 import sys
@@ -18,7 +17,8 @@ def register() -> None:
     from fairseq_sam import host
 
     host.repair()
-    from fairseq_sam import criterions, models, optim, seam, tasks  # noqa: F401
+    from fairseq_sam import criterions, models, tasks  # noqa: F401
+    from fairseq_sam.training import optimizers, seam  # noqa: F401
 
     seam.install()
 

@@ -102,7 +102,7 @@ class Network:
             if weight.dtype not in FORMATS.values():
                 torch.add(origin, r.to(origin.dtype), alpha=length, out=weight)
             elif self.rounding == "stochastic":
-                from fairseq_sam.perturbation.rounding import stochastic_round
+                from fairseq_sam.perturbation.weights import stochastic_round
 
                 weight.copy_(stochastic_round(origin.float() + length * r, weight.dtype))
             elif self.rounding == "mirrored" and length < 0:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from fairseq_sam.analysis.evaluation_mode import evaluation_mode
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
-from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
-from fairseq_sam.samples import split_sentences
+from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
+from fairseq_sam.training.samples import split_sentences
 
 
 class SentenceRisk(NamedTuple):
@@ -115,7 +115,7 @@ class AdversarialRisk:
                 value.backward()
             gradients = take_gradients(self._weights)
             moves = moves or any(gradient is not None for gradient in gradients)
-            self._perturbed.ascend(gradients, consume=True)
+            self._perturbed.ascend(gradients)
         with torch.no_grad():
             losses.append(loss())
         clean, *visited = torch.stack(losses).tolist()

@@ -54,7 +54,7 @@ def adversarial_corruption(
     try:
         for _ in range(num_steps):
             _, gradients = loss.gradient()
-            perturbed.ascend(gradients, consume=True)
+            perturbed.ascend(gradients)
             if not perturbed.finite:
                 raise FloatingPointError("the loss or its gradient is not finite")
         length = distance(loss.weights, origins, norm)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.analysis.evaluation_mode import evaluation_mode
-from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
+from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
 
 
 class DatasetLoss:

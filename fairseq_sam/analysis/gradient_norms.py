@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.layer_names import layer_of
-from fairseq_sam.perturbation.gradients import put_gradients, take_gradients
-from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
+from fairseq_sam.perturbation.ascent import SCALES, scale_of_groups
+from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
 from fairseq_sam.perturbation.weights import noise_floor
 
 
@@ -118,9 +118,10 @@ class GradientNorms:
         weight_norms = _double([_norm(weight) for _, weight, _, _ in rows])
         batch_norms = _double([norm for _, _, norm, _ in rows])
         num_weights = int(sizes.sum())
-        strength = torch.linalg.vector_norm(batch_norms) / num_weights**0.5
         coarsest = max((w.dtype for _, w, _, _ in rows), key=lambda dtype: torch.finfo(dtype).eps)
-        noise = strength * noise_floor(coarsest)
+        noise = _layer_strengths([row[0] for row in rows], batch_norms, sizes) * noise_floor(
+            coarsest
+        )
         floored, unfloored = (
             {
                 key: scale_of_groups(scale, weight_norms, batch_norms, sizes, num_weights, floor)
@@ -158,6 +159,15 @@ def by_layer(tensors: Sequence[TensorNorms]) -> List[LayerNorms]:
         )
         for name, members in layers.items()
     ]
+
+
+def _layer_strengths(names: Sequence[str], norms: Tensor, sizes: Tensor) -> Tensor:
+    """Returns for each tensor the greatest ‖g‖/√n among those of the same module."""
+    greatest: Dict[str, float] = {}
+    modules = [name.rpartition(".")[0] for name in names]
+    for module, strength in zip(modules, (norms / sizes.sqrt()).tolist()):
+        greatest[module] = max(strength, greatest.get(module, 0.0))
+    return _double([greatest[module] for module in modules])
 
 
 def _norm(tensor: Tensor) -> float:

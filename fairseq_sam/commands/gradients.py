@@ -166,7 +166,7 @@ def _print_logged(directory: Path, logged: Sequence[LoggedNorms]) -> None:
 
 def _print_scales(result: _Result) -> None:
     """Prints the range of each T, and what it would be for gradients that are rounding noise."""
-    from fairseq_sam.perturbation.scales import SCALES
+    from fairseq_sam.perturbation.ascent import SCALES
 
     live = [tensor for tensor in result.tensors if not tensor.is_noise]
     noise = [tensor for tensor in result.tensors if tensor.is_noise]
@@ -185,7 +185,7 @@ def _print_scales(result: _Result) -> None:
 
 
 def _print_tensors(result: _Result) -> None:
-    from fairseq_sam.perturbation.scales import SCALES
+    from fairseq_sam.perturbation.ascent import SCALES
 
     width = max((len(tensor.name) for tensor in result.tensors), default=0)
     print(f"{'T of each tensor':<{width}}  " + "  ".join(f"{name:>20}" for name in SCALES))

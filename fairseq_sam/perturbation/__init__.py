@@ -1,10 +1,12 @@
 """Sharpness-aware minimisation as mathematics on tensors; imports nothing of fairseq.
 
-The five independent parts of the family (papers/SPEC §1) each have a module; a method is a choice
-of them (:mod:`~fairseq_sam.perturbation.settings`).
+A method is a choice of independent parts (:mod:`~fairseq_sam.perturbation.settings`). Where it is
+computed: T, its groups, the step and the projection in ``ascent``; the weights' way to w + a and
+back in ``weights``; what the passes of a step share in ``replay``; δ-SAM's weights in
+``sentence_weights``; the step itself in ``risk``.
 """
 
-from fairseq_sam.perturbation.risk import ForwardPass, Outcome, SharpnessAwareLoss
+from fairseq_sam.perturbation.risk import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.settings import METHODS, PerturbationSettings, method_settings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
@@ -12,6 +14,7 @@ __all__ = [
     "METHODS",
     "ForwardPass",
     "Outcome",
+    "Pass",
     "PerturbationSettings",
     "PerturbedWeights",
     "SharpnessAwareLoss",

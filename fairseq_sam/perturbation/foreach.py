@@ -1,9 +1,38 @@
-"""Operations on lists of tensors that torch fuses, with what older torch lacks filled in."""
+"""Operations on lists of tensors that torch fuses, with what older torch lacks filled in.
 
-from typing import List, Sequence
+And gradients on their way: out of ``p.grad``, summed over passes, and back.
+"""
+
+from typing import Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor
+
+Gradients = List[Optional[Tensor]]
+
+CHUNK = 2**24
+"""Entries that are handled together where a copy of them is needed on the way."""
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Returns the tensor in float32, or in float64 where it is that already."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Cuts a list into runs of about :data:`CHUNK` entries, one tensor at least.
+
+    >>> list(chunks([torch.zeros(CHUNK), torch.zeros(1), torch.zeros(2)]))
+    [slice(0, 1, None), slice(1, 3, None)]
+    """
+    start, size = 0, 0
+    for i, tensor in enumerate(tensors):
+        if i > start and size + tensor.numel() > CHUNK:
+            yield slice(start, i)
+            start, size = i, 0
+        size += tensor.numel()
+    if tensors:
+        yield slice(start, len(tensors))
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:
@@ -21,6 +50,14 @@ def norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([n.to(device=each[0].device, dtype=dtype) for n in each])
 
 
+def product_norms(tensors: Sequence[Tensor], factors: Sequence[Tensor]) -> Tensor:
+    """Returns the L2 norm of each tensor times its factor, a scalar or one that broadcasts."""
+    if all(factor.dim() == 0 for factor in factors):
+        each = norms(tensors)
+        return each * torch.stack([factor.to(each) for factor in factors])
+    return norms([at_least_float32(t) * f for t, f in zip(tensors, factors)])
+
+
 def sign(tensors: Sequence[Tensor]) -> List[Tensor]:
     """Returns the sign of each tensor."""
     if hasattr(torch, "_foreach_sign"):
@@ -28,17 +65,10 @@ def sign(tensors: Sequence[Tensor]) -> List[Tensor]:
     return [tensor.sign() for tensor in tensors]
 
 
-def sign_(tensors: Sequence[Tensor]) -> None:
-    """Replaces each tensor by its sign."""
-    if hasattr(torch, "_foreach_sign_"):
-        torch._foreach_sign_(list(tensors))
-    else:
-        for tensor in tensors:
-            tensor.sign_()
-
-
 def copy_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copies each source into its target."""
+    if not targets:  # which torch refuses
+        return
     if hasattr(torch, "_foreach_copy_"):
         torch._foreach_copy_(list(targets), list(sources))
     else:
@@ -69,3 +99,28 @@ def discard_non_finite_(tensors: Sequence[Tensor], finite: Tensor) -> None:
         return
     for tensor in tensors:
         torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def take_gradients(weights: Sequence[Tensor]) -> Gradients:
+    """Returns the weights' gradients, dense, and leaves none behind."""
+    taken = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in taken]
+
+
+def put_gradients(weights: Sequence[Tensor], gradients: Gradients) -> None:
+    """Makes these the weights' gradients."""
+    for weight, gradient in zip(weights, gradients):
+        weight.grad = gradient
+
+
+def add_gradients_(total: Gradients, gradients: Gradients) -> None:
+    """Adds into ``total`` in place; a gradient that only one side has is kept as it is."""
+    if not total:
+        total.extend(gradients)
+        return
+    both = [(t, g) for t, g in zip(total, gradients) if t is not None and g is not None]
+    if both:
+        torch._foreach_add_([t for t, _ in both], [g for _, g in both])
+    total[:] = [g if t is None else t for t, g in zip(total, gradients)]

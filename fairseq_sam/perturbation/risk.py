@@ -1,18 +1,16 @@
-"""The sharpness-aware gradient of a loss, computed around an ordinary ``loss.backward()``.
+"""The sharpness-aware gradient of a loss: a training step, run several times.
 
-:class:`SharpnessAwareLoss` runs the K inner passes, leaves the weights at w + a_K, and returns a
-loss tensor for the last pass. Whoever then calls ``backward()`` on it gets the gradient of the
-sharpness-aware risk in ``p.grad``, added to what was there; when that backward ends the weights
-are back at w. Loss scaling, gradient accumulation and data-parallel reduction therefore need to
-know nothing of it.
+:class:`SharpnessAwareLoss` runs the K inner passes, moves the weights to w + a_K, runs the pass
+that is trained on and puts the weights back. The gradient of the sharpness-aware risk is then in
+``p.grad``, added to what was there: loss scaling, gradient accumulation and data-parallel reduction
+need to know nothing of it.
 
 Example:
     >>> import torch
     >>> from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings
     >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0], dtype=torch.float64))
     >>> sharpness_aware = SharpnessAwareLoss([w], method_settings("sam", rho=0.5))
-    >>> outcome = sharpness_aware(lambda: ForwardPass(0.5 * (w * w).sum()))
-    >>> outcome.loss.backward()
+    >>> outcome = sharpness_aware.backward(lambda: ForwardPass(0.5 * (w * w).sum()))
     >>> w.grad  # of L at w + 0.5 w / ‖w‖
     tensor([3.3000, 4.4000], dtype=torch.float64)
     >>> w.detach()
@@ -20,36 +18,22 @@ Example:
 """
 
 import contextlib
-from typing import Any, Callable, ContextManager, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
 
 from fairseq_sam.perturbation import foreach
-from fairseq_sam.perturbation.autocast import autocast_dtype, autocast_off
-from fairseq_sam.perturbation.gradients import (
-    Gradients,
-    add_gradients_,
-    add_scaled_gradients_,
-    put_gradients,
-    take_gradients,
-)
-from fairseq_sam.perturbation.groups import at_least_float32
-from fairseq_sam.perturbation.probing import probe_losses
-from fairseq_sam.perturbation.rng import RandomState
-from fairseq_sam.perturbation.running_statistics import RunningStatistics
-from fairseq_sam.perturbation.sentence_weights import Probes, SentenceWeights, weigh
+from fairseq_sam.perturbation.foreach import Gradients
+from fairseq_sam.perturbation.replay import Replay, autocast_dtype, autocast_off
+from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.unperturbed import call_at
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
-_Around = Tuple[Tensor, Optional[Tensor], Tensor]
-"""Losses [batch] at w + h r and, where wanted, at w − h r; and ρ / h."""
-
 
 class ForwardPass(NamedTuple):
-    """What one forward pass gives.
+    """What one pass gives.
 
     Attributes:
         loss: scalar with a graph, summed as the training loop wants it.
@@ -58,18 +42,16 @@ class ForwardPass(NamedTuple):
         losses: the loss of each sentence [batch], whose sum ``loss`` is; only δ-SAM asks for it.
     """
 
-    loss: Tensor
+    loss: Union[Tensor, float]
     sample_size: Union[int, float, Tensor] = 1
     extra: Any = None
     losses: Optional[Tensor] = None
 
 
 class Outcome(NamedTuple):
-    """What one sharpness-aware evaluation gives.
+    """What one sharpness-aware step gives.
 
     Attributes:
-        loss: the tensor to call ``backward()`` on. (Under the mean risk ``autograd.grad`` misses
-            the inner passes, whose gradients join ``p.grad`` directly.)
         clean: the pass at w.
         perturbed: the pass at w + a_K.
         norm: ‖a_K‖₂, a scalar tensor.
@@ -81,7 +63,6 @@ class Outcome(NamedTuple):
             zero, or not finite) and uniform ones took their place; None without δ-SAM.
     """
 
-    loss: Tensor
     clean: ForwardPass
     perturbed: ForwardPass
     norm: Tensor
@@ -90,14 +71,59 @@ class Outcome(NamedTuple):
     uniform: Optional[Tensor] = None
 
 
+class BackwardPassedBy(RuntimeError):
+    """A pass left gradients without having called :meth:`Pass.backward`."""
+
+
+class Pass:
+    """One pass of a step, for whoever runs it.
+
+    Attributes:
+        ascends: whether it only serves to find the perturbation.
+        probes: whether it is only looked at, without gradients, and for the losses alone.
+        weighs: whether the loss is to be :meth:`weigh` of the sentences' losses.
+    """
+
+    def __init__(
+        self, step: "_Step", ascends: bool, probes: bool = False, weighs: bool = False
+    ) -> None:
+        self.ascends, self.probes, self.weighs = ascends, probes, weighs
+        self._step = step
+        self.num_backward = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Stands in for ``loss.backward()``; as often a pass as there are losses."""
+        self.num_backward += 1
+        if self.probes:
+            return
+        if self.ascends:
+            self._step.backward_of_ascent(loss, self.weighs)
+        else:
+            self._step.backward_of_training(loss)
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Returns the sum of the losses [batch] of a mini-batch, to go :meth:`backward` from."""
+        return self._step.sentences.weigh(losses, self.probes)
+
+    def once(self, function: Callable[[], Any]) -> None:
+        """Calls a function as part of the first pass, at w, and lets all passes start after it.
+
+        For what a training step does that must happen once, and not again in its repetitions.
+        """
+        self._step.call_once(function)
+
+
 class SharpnessAwareLoss:
-    """Evaluates the sharpness-aware risk of a replayable forward pass.
+    """Evaluates the gradient of the sharpness-aware risk of a step that can be repeated.
 
     Args:
         trained: the weights that gradients are wanted for.
         settings: the method; its rho must be positive for anything to happen.
         perturbed: those of ``trained`` that are perturbed (default: all).
-        model: the module whose normalisation statistics are to move once a step.
+        modules: what is called in a pass: its buffers, counters and memories move once a step.
+
+    Attributes:
+        current: the pass under way, None outside of a step.
     """
 
     def __init__(
@@ -105,24 +131,136 @@ class SharpnessAwareLoss:
         trained: Sequence[Tensor],
         settings: PerturbationSettings,
         perturbed: Optional[Sequence[Tensor]] = None,
-        model: Optional[nn.Module] = None,
+        modules: Sequence[nn.Module] = (),
     ) -> None:
         self.settings = settings
-        self.trained = list(trained)
+        self.trained = list({id(weight): weight for weight in trained}.values())
         chosen = {id(weight) for weight in (self.trained if perturbed is None else perturbed)}
-        self._chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
-        self._unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
-        self.weights = PerturbedWeights([self.trained[i] for i in self._chosen], settings)
-        self._model = model
-        self._ascending = False
-        self._share = 1.0 / (settings.num_steps + 1) if settings.risk == "mean" else 1.0
+        self.chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
+        self.unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
+        weights = [self.trained[i] for i in self.chosen]
+        self.weights = PerturbedWeights(weights, settings, _layers(weights, modules))
+        self.modules = list(modules)
+        self.current: Optional[Pass] = None
 
-    def restore(self) -> None:
-        """Puts the weights back if an interrupted step left them perturbed."""
-        self.weights.restore()
+    def backward(
+        self,
+        forward: Callable[[], ForwardPass],
+        scale: float = 1.0,
+        scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+        no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+        per_sentence: Optional[Callable[[], ForwardPass]] = None,
+        probe: Optional[Callable[[], Tensor]] = None,
+    ) -> Outcome:
+        """Adds the gradient of the sharpness-aware risk to ``p.grad``.
+
+        Args:
+            forward: runs the model on the batch; called K + 1 times with the same random numbers.
+            scale: multiplies the gradient and leaves the perturbation as it is: 1 / N where N
+                mini-batches are accumulated for one update. (A loss divided by N would be another
+                loss, which the scales that look at the gradient perturb otherwise.)
+            scale_loss: the loss scaling of mixed-precision training, ``GradScaler.scale``.
+            no_sync: context in which backward does not reduce gradients across workers.
+            per_sentence: like ``forward`` but giving ``losses`` too; needed by δ-SAM's weights.
+            probe: returns the losses [batch] alone, for passes without gradient (default: those
+                of ``per_sentence``); best in float64, since their differences are small.
+
+        Returns:
+            The outcome. The weights are at w again.
+
+        Raises:
+            ValueError: the method perturbs each instance by itself; see :meth:`backward_each`.
+            Exception: whatever ``forward`` or its backward raise; the weights and, unless it was
+                the backward of the last pass, the gradients accumulated before are back in place.
+        """
+        if self.settings.per_instance:
+            raise ValueError(
+                "per_instance is True: it needs a forward pass for each sentence: backward_each"
+            )
+        return self._backward(forward, scale, scale_loss, no_sync, per_sentence, probe)
+
+    def backward_each(
+        self,
+        forwards: Sequence[Callable[[], ForwardPass]],
+        scale: float = 1.0,
+        scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+        no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+    ) -> List[Outcome]:
+        """As :meth:`backward`, for several forward passes with a perturbation each.
+
+        With one a sentence this is per-instance SAM (δ-SAM Eq. 2).
+        """
+        outcomes = []
+        for number, forward in enumerate(forwards, 1):
+            with contextlib.nullcontext() if number == len(forwards) else no_sync():
+                outcomes.append(self._backward(forward, scale, scale_loss, no_sync))
+        return outcomes
+
+    def _backward(
+        self,
+        forward: Callable[[], ForwardPass],
+        scale: float,
+        scale_loss: Callable[[Tensor], Tensor],
+        no_sync: Callable[[], ContextManager[Any]],
+        per_sentence: Optional[Callable[[], ForwardPass]] = None,
+        probe: Optional[Callable[[], Tensor]] = None,
+    ) -> Outcome:
+        def step(this: Pass) -> ForwardPass:
+            if this.probes and probe is not None:
+                return ForwardPass(this.weigh(probe()))
+            output = (per_sentence or forward)() if this.weighs else forward()
+            loss = this.weigh(_losses(output)) if this.weighs else output.loss
+            assert isinstance(loss, Tensor)
+            this.backward(loss)
+            return output
+
+        def backward(loss: Tensor) -> None:
+            if loss.requires_grad:
+                scaled = scale_loss(loss if scale == 1.0 else loss * scale)
+                with autocast_off(loss.device):
+                    scaled.backward()
+
+        return self.run(step, backward, lambda loss: scale_loss(loss * scale), no_sync)
+
+    def run(
+        self,
+        step: Callable[[Pass], ForwardPass],
+        backward: Callable[[Tensor], None],
+        scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
+        no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+        compute_dtype: Optional[torch.dtype] = None,
+    ) -> Outcome:
+        """Runs a training step K + 1 times (and δ-SAM's probes before).
+
+        Args:
+            step: the training step, forward and backward. It calls the pass's ``backward`` instead
+                of the loss's, and does not step the optimizer.
+            backward: ``loss.backward()`` as the training loop does it, with its loss scaling.
+            scale_loss: that loss scaling alone, linear in the loss.
+            no_sync: context in which backward does not reduce gradients across workers.
+            compute_dtype: the format that the step computes in (default: autocast's, if it is on).
+
+        Returns:
+            The outcome. The weights are at w again.
+
+        Raises:
+            BackwardPassedBy: the step did not call the pass's ``backward``.
+            Exception: as :meth:`backward`.
+        """
+        compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
+        under_way = _Step(self, backward, scale_loss, compute_dtype)
+        try:
+            if self.settings.needs_sentences:
+                under_way.probe(step, no_sync)
+            for _ in range(self.settings.num_steps):
+                under_way.ascend(step, no_sync)
+            return under_way.train(step)
+        finally:
+            self.weights.restore()
+            under_way.finish()
 
     def call_unperturbed(self, module: nn.Module, **inputs: Any) -> Any:
-        """Calls a module at w from within ``forward``, wherever the weights are at the time.
+        """Calls a module at w from within a pass, wherever the weights are at the time.
 
         For losses of which one part is to be perturbed and another is not. In the passes that only
         find the perturbation the output has no graph, so that the ascent follows the perturbed
@@ -133,188 +271,170 @@ class SharpnessAwareLoss:
             module: holds the weights; calling it must be enough to call the model.
             **inputs: of the module.
         """
-        only_ascends = self._ascending and self.settings.risk != "mean"
+        ascends = self.current is not None and self.current.ascends
+        only_ascends = ascends and self.settings.risk != "mean"
         return call_at(module, self.weights.origins(), not only_ascends, **inputs)
 
-    def __call__(
+
+class _Step:
+    """A step under way: what its passes share."""
+
+    def __init__(
         self,
-        forward: Callable[[], ForwardPass],
-        scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
-        no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
-        per_sentence: Optional[Callable[[], ForwardPass]] = None,
-        probe: Optional[Callable[[], Tensor]] = None,
-    ) -> Outcome:
-        """Runs the inner passes and the last forward pass.
+        loss: SharpnessAwareLoss,
+        backward: Callable[[Tensor], None],
+        scale_loss: Callable[[Tensor], Tensor],
+        compute_dtype: Optional[torch.dtype],
+    ) -> None:
+        self._loss, self._settings, self._weights = loss, loss.settings, loss.weights
+        self._backward, self._scale_loss = backward, scale_loss
+        self._compute_dtype = compute_dtype
+        self._weights.begin()
+        self.sentences = SentenceProbes(loss.settings)
+        self._clean: Optional[ForwardPass] = None
+        self._risk: Gradients = []
+        self._share = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
+        self._replay = Replay(loss.modules, loss.trained)
+        self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 
-        Args:
-            forward: runs the model on the batch; called K + 1 times with the same random numbers.
-            scale_loss: the loss scaling of mixed-precision training, for the inner passes.
-            no_sync: context in which backward does not reduce gradients across workers.
-            per_sentence: like ``forward`` but giving ``losses`` too; needed by δ-SAM's weights.
-            probe: returns the losses [batch] alone, for passes without gradient (default: those
-                of ``per_sentence``); best in float64, since their differences are small.
+    def finish(self) -> None:
+        """Puts back what a pass may change, and the gradients of before where a pass failed."""
+        self._replay.finish()
+        if self._accumulated is not None:
+            foreach.put_gradients(self._loss.trained, self._accumulated)
 
-        Returns:
-            The outcome; the weights stay perturbed until the backward of its loss has ended.
+    def probe(
+        self, step: Callable[[Pass], ForwardPass], no_sync: Callable[[], ContextManager[Any]]
+    ) -> None:
+        """Looks at the sentences' losses at w + h r and, for the published weights, w − h r."""
+        dtype = self._compute_dtype or self._weights.weights[0].dtype
+        for _ in self.sentences.displace(self._weights, dtype):
+            with self._replay.probing(), no_sync(), torch.no_grad():
+                self._run(step, Pass(self, ascends=True, probes=True, weighs=True))
 
-        Raises:
-            Exception: whatever ``forward`` or its backward raise; the weights and the gradients
-                accumulated before are back in place by then.
-        """
-        self.restore()
-        accumulated = take_gradients(self.trained)
-        statistics = RunningStatistics(self._model or nn.Module())
+    def ascend(
+        self, step: Callable[[Pass], ForwardPass], no_sync: Callable[[], ContextManager[Any]]
+    ) -> None:
+        """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
+        this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
+        with self._replay.one_pass(), no_sync():
+            output = self._run(step, this)
+        self._clean = self._clean or _detached(output)
+        gradients = foreach.take_gradients(self._loss.trained)
+        if not this.num_backward and any(gradient is not None for gradient in gradients):
+            raise BackwardPassedBy("the step called loss.backward() itself")
+        if self._settings.risk == "mean" and not this.weighs:
+            foreach.add_gradients_(self._risk, gradients)
+        self._weights.ascend(
+            [gradients[i] for i in self._loss.chosen],
+            others=[gradients[i] for i in self._loss.unmoved],
+            divisor=self._divisor(self._clean),
+            compute_dtype=self._compute_dtype,
+        )
+
+    def train(self, step: Callable[[Pass], ForwardPass]) -> Outcome:
+        """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
+        foreach.put_gradients(self._loss.trained, self._accumulated or [])
+        with self._replay.one_pass():
+            output = self._run(step, Pass(self, ascends=False))
+            self._add_risk()  # of inner passes, where this one had no loss at all
+        self._accumulated = None
+        assert self._clean is not None  # num_steps >= 1
+        weights = self._weights
+        realised = weights.realised if weights.low_precision else None
+        uniform = self.sentences.uniform()
+        perturbed = _detached(output)
+        return Outcome(self._clean, perturbed, weights.norm, realised, weights.finite, uniform)
+
+    def _run(self, step: Callable[[Pass], ForwardPass], this: Pass) -> ForwardPass:
+        self.sentences.begin_pass()
+        self._loss.current = this
         try:
-            self._ascending = True
-            around = None
-            if self.settings.needs_sentences:
-                statistics.save()
-                around = self._probe(probe or (lambda: _losses((per_sentence or forward)())))
-                statistics.restore()
-            inner = self._inner_passes(
-                per_sentence or forward, scale_loss, no_sync, statistics, around
-            )
-            self._ascending = False
-            perturbed = forward()
-        except BaseException:
-            self.restore()
-            raise
+            return step(this)
         finally:
-            statistics.restore()
-            put_gradients(self.trained, accumulated)
-        return self._outcome(inner, perturbed)
+            self._loss.current = None
 
-    def _inner_passes(
-        self,
-        forward: Callable[[], ForwardPass],
-        scale_loss: Callable[[Tensor], Tensor],
-        no_sync: Callable[[], ContextManager[Any]],
-        statistics: RunningStatistics,
-        around: Optional[_Around],
-    ) -> "_InnerPasses":
-        """Runs the K passes at w + a_0 .. w + a_{K−1} and leaves the weights at w + a_K."""
-        random_state = RandomState(self.trained)
-        inner: Optional[_InnerPasses] = None
-        for step in range(self.settings.num_steps):
-            with no_sync():
-                output = forward()
-                if inner is None:
-                    inner = self._begin(output, scale_loss, around)
-                    statistics.save()
-                gradients = self._gradients(output, inner, scale_loss)
-            self.weights.ascend(
-                [gradients[i] for i in self._chosen],
-                others=[gradients[i] for i in self._unmoved],
-                divisor=self._divisor(inner),
-                compute_dtype=autocast_dtype(inner.clean.loss.device),
-                # At the first step of an unweighted mean risk these are the risk's own.
-                consume=step > 0 or self.settings.risk == "perturbed" or inner.weights is not None,
-            )
-            del output, gradients
-            random_state.restore()
-        assert inner is not None  # num_steps >= 1
-        return inner
+    def call_once(self, function: Callable[[], Any]) -> None:
+        """Calls a function at w; what it does is what the passes start from."""
+        displaced = self._weights.perturbed  # δ-SAM's probes come first
+        self._weights.restore()
+        function()
+        self._replay.start_here()
+        if displaced:
+            self.sentences.displace_again(self._weights)
 
-    def _probe(self, losses: Callable[[], Tensor]) -> _Around:
-        """Returns the sentences' losses around w, from passes without gradient."""
-        device = self.trained[0].device
-        return probe_losses(self.weights, losses, RandomState(self.trained), autocast_dtype(device))
-
-    def _begin(
-        self,
-        output: ForwardPass,
-        scale_loss: Callable[[Tensor], Tensor],
-        around: Optional[_Around],
-    ) -> "_InnerPasses":
-        """Returns what the pass at w settles for the passes to come."""
-        clean = ForwardPass(output.loss.detach(), output.sample_size, output.extra)
-        with autocast_off(clean.loss.device):
-            scale = scale_loss(at_least_float32(torch.ones_like(clean.loss)))
-        weights = None
-        if around is not None:
-            plus, minus, ratio = around
-            probes = Probes(_losses(output).detach(), plus, minus)
-            weights = weigh(
-                self.settings.weighting, probes, self.settings.eta, self.settings.beta, ratio
-            )
-        return _InnerPasses(clean, scale, weights, [])
-
-    def _gradients(
-        self, output: ForwardPass, inner: "_InnerPasses", scale_loss: Callable[[Tensor], Tensor]
-    ) -> Gradients:
-        """Runs backward; adds the risk's gradient to ``inner`` and returns the ascent's.
+    def backward_of_ascent(self, loss: Tensor, weighs: bool) -> None:
+        """Runs backward for the ascent's gradient and, under the mean risk, for the risk's.
 
         Without sentence weights the two are one. With them the mean risk, which is unweighted,
         takes a backward pass of its own.
         """
-        weights = inner.weights
-        with autocast_off(output.loss.device):
-            if self.settings.risk == "mean" or weights is None:
-                loss = scale_loss(output.loss * self._share)
-                loss.backward(retain_graph=weights is not None)
-                gradients = take_gradients(self.trained)
-                if self.settings.risk == "mean":
-                    add_gradients_(inner.gradients, gradients)
-            if weights is not None:
-                weighted = (weights.values * _losses(output)).sum()
-                scale_loss(weighted * self._share).backward()
-                gradients = take_gradients(self.trained)
-        return gradients
+        loss = loss * self._share if self._share != 1.0 else loss
+        if weighs and self._settings.risk == "mean":
+            trained = self._loss.trained
+            before = foreach.take_gradients(trained)
+            self.sentences.apply_weights(False)
+            with autocast_off(loss.device):
+                self._scale_loss(loss).backward(retain_graph=True)
+            foreach.add_gradients_(self._risk, foreach.take_gradients(trained))
+            foreach.put_gradients(trained, before)
+        self.sentences.apply_weights(True)
+        self._backward(loss)
 
-    def _divisor(self, inner: "_InnerPasses") -> Tensor:
+    def backward_of_training(self, loss: Tensor) -> None:
+        """Runs backward for the gradient that is trained on.
+
+        The inner passes' part joins just before: what is in ``p.grad`` by then is reduced across
+        workers with the rest, like that of the micro-batches before.
+        """
+        self._add_risk()
+        if self._settings.risk == "mean":
+            # Where an inner pass overflowed, the loss alone: it was computed at w.
+            finite = self._weights.finite.to(loss.device)
+            one = torch.ones_like(loss.detach())
+            loss = loss * torch.where(finite, one * self._share, one)
+        self._backward(loss)
+
+    @torch.no_grad()
+    def _add_risk(self) -> None:
+        gradients, self._risk = self._risk, []
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return
+        finite = self._weights.finite
+        foreach.discard_non_finite_(present, finite)
+        torch._foreach_mul_(present, [finite.to(gradient) for gradient in present])
+        own = foreach.take_gradients(self._loss.trained)
+        foreach.add_gradients_(own, gradients)
+        foreach.put_gradients(self._loss.trained, own)
+
+    def _divisor(self, clean: ForwardPass) -> Tensor:
         """What the gradients are to be divided by to become those that the scales see."""
-        divisor = inner.scale * self._share
-        if self.settings.loss_reduction == "mean":
-            size = inner.clean.sample_size
+        divisor = self._scale_loss(torch.ones((), device=self._loss.trained[0].device))
+        divisor = divisor * self._share
+        if self._settings.loss_reduction == "mean":
+            size = clean.sample_size
             # A batch without targets has sample size 0 and no gradient either.
             divisor = divisor * (size.clamp(min=1) if torch.is_tensor(size) else max(size, 1))
         return divisor
 
-    def _outcome(self, inner: "_InnerPasses", perturbed: ForwardPass) -> Outcome:
-        loss, finite = perturbed.loss, self.weights.finite
-        if self.settings.risk == "mean":
-            one = torch.ones_like(loss.detach())
-            # Where an inner pass overflowed, the loss alone: it was computed at w.
-            loss = loss * torch.where(finite.to(loss.device), one * self._share, one)
-        if loss.requires_grad:
-            loss.register_hook(lambda gradient: self._begin_backward(gradient, inner, finite))
-        else:
-            self.restore()
-        perturbed = ForwardPass(perturbed.loss.detach(), perturbed.sample_size, perturbed.extra)
-        realised = self.weights.realised if self.weights.low_precision else None
-        uniform = None if inner.weights is None else inner.weights.uniform
-        return Outcome(loss, inner.clean, perturbed, self.weights.norm, realised, finite, uniform)
 
-    @torch.no_grad()
-    def _begin_backward(self, gradient: Tensor, inner: "_InnerPasses", finite: Tensor) -> None:
-        """Adds the inner passes' gradients of the mean risk, and sees to the weights' return.
-
-        Runs when the gradient arrives at the loss: it tells the loss scale, and what is added to
-        ``p.grad`` before any parameter's hook has run is reduced across workers with the rest,
-        just like the micro-batches that were accumulated before.
-        """
-        gradients = inner.gradients[:]
-        inner.gradients.clear()
-        if gradients:
-            finite = finite.to(gradient.device)
-            present = [g for g in gradients if g is not None]
-            foreach.discard_non_finite_(present, finite)
-            unscaled = (gradient / inner.scale).to(gradient)
-            factor = torch.where(finite, unscaled, torch.zeros_like(gradient))
-            add_scaled_gradients_(self.trained, gradients, factor)
-        Variable._execution_engine.queue_callback(self.restore)
-
-
-class _InnerPasses(NamedTuple):
-    """What the inner passes leave; the gradients are summed over them, for the mean risk."""
-
-    clean: ForwardPass
-    scale: Tensor
-    weights: Optional[SentenceWeights]
-    gradients: Gradients
+def _detached(output: ForwardPass) -> ForwardPass:
+    loss = output.loss.detach() if isinstance(output.loss, Tensor) else output.loss
+    return ForwardPass(loss, output.sample_size, output.extra)
 
 
 def _losses(output: ForwardPass) -> Tensor:
     if output.losses is None:
         raise ValueError("sentence weights need the loss of each sentence: ForwardPass.losses")
     return output.losses
+
+
+def _layers(weights: Sequence[Tensor], modules: Sequence[nn.Module]) -> List[int]:
+    """Numbers the layers: weights that one module holds itself are of one layer."""
+    owners: Dict[int, int] = {}
+    holders = [each for module in modules for each in module.modules()]
+    for number, holder in enumerate(holders, 1):
+        for weight in holder.parameters(recurse=False):
+            owners.setdefault(id(weight), number)
+    return [owners.get(id(weight), 0) for weight in weights]

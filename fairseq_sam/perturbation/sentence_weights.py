@@ -1,20 +1,68 @@
-"""How much each sentence counts in δ-SAM's ascent direction (papers/SPEC §4, §5).
+"""How much each sentence counts in δ-SAM's ascent direction (Zhou et al. 2022; its ARR draft).
 
 δ-SAM approximates the best perturbation of *each* sentence by one perturbation along a weighted
 gradient Σ_j g_j ∇l_j. The weights come from the sentences' losses at w and at a few random
-displacements of w; they are constants to the gradient.
+displacements of w (w ± h r); they are constants to the gradient.
 """
 
 import functools
 import logging
-from typing import NamedTuple, Optional
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
 
+from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.settings import PerturbationSettings
+from fairseq_sam.perturbation.weights import PerturbedWeights
+
 logger = logging.getLogger(__name__)
 
-WEIGHTINGS = ("uniform", "published", "draft")
+
+def probe_length(settings: PerturbationSettings, norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns h, how far the random displacement reaches.
+
+    The differences are wanted at ρ, where rounding drowns them at the paper's radii. The published
+    weights' second difference has a rounding error of about eps (‖w‖/h)² and, scaled back from h,
+    a truncation error of about (h/‖w‖)²: ½ eps^¼ ‖w‖ balances the two. The draft's first
+    difference is one-sided, with errors of eps ‖w‖/h and h/‖w‖: eps^½ takes the place of eps^¼.
+    Measured in docs/results/delta_weights.md.
+
+    Args:
+        settings: its ``probe_radius``, if given, is h.
+        norm: ‖w‖₂, a scalar.
+        dtype: the format that losses are computed in.
+    """
+    if settings.probe_radius is not None:
+        return torch.full_like(norm, settings.probe_radius)
+    exponent = 0.25 if settings.weighting == "published" else 0.5
+    reach: float = 0.5 * torch.finfo(dtype).eps ** exponent
+    return (norm * reach).clamp(min=settings.rho)
+
+
+def random_direction(weights: Sequence[Tensor]) -> List[Tensor]:
+    """Returns r ~ N(0, I) rescaled to ‖r‖₂ = 1, one tensor a weight, float32 at least.
+
+    The numbers come from a generator of their own, seeded from torch's: drawn from torch's, they
+    would be the very numbers that the dropout masks are made of.
+    """
+    seed = int(torch.randint(2**62, ()))
+    generators: Dict[torch.device, torch.Generator] = {}
+    direction: List[Tensor] = []
+    for weight in weights:
+        if weight.device not in generators:
+            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
+        direction.append(
+            torch.randn(
+                weight.shape,
+                generator=generators[weight.device],
+                device=weight.device,
+                dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
+            )
+        )
+    length = torch.linalg.vector_norm(foreach.norms(direction))
+    torch._foreach_div_(direction, [length.to(part) for part in direction])
+    return direction
 
 
 class Probes(NamedTuple):
@@ -130,6 +178,112 @@ def weigh(
     total = weights.sum()
     informative, one = total > 0, torch.ones_like(total)
     return usable(weights * count / torch.where(informative, total, one), informative)
+
+
+class SentenceProbes:
+    """The sentences' losses in the passes of one step, and the weights that follow from them.
+
+    A step may evaluate several mini-batches (a criterion called for each language pair); each has
+    weights of its own, and the passes go through them in the same order.
+
+    Args:
+        settings: the method.
+    """
+
+    def __init__(self, settings: PerturbationSettings) -> None:
+        self._settings = settings
+        self._seen: List[List[Tensor]] = []
+        self._ratio: Union[float, Tensor] = 1.0
+        self._displacement: Tuple[List[Tensor], float] = ([], 0.0)
+        self._weights: List[SentenceWeights] = []
+        self._applied: List[List[Tensor]] = []
+
+    @torch.no_grad()
+    def displace(self, weights: PerturbedWeights, dtype: torch.dtype) -> Iterator[None]:
+        """Moves the weights to w + h r, for the published weights then to w − h r, and back.
+
+        Args:
+            weights: at w.
+            dtype: the format that losses are computed in.
+        """
+        norm = torch.linalg.vector_norm(foreach.norms(weights.weights))
+        length = probe_length(self._settings, norm, dtype)
+        direction = random_direction(weights.weights)
+        torch._foreach_mul_(direction, [length.to(part) for part in direction])
+        self._ratio = self._settings.rho / length
+        for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
+            self._displacement = (direction, sign)
+            self._seen.append([])
+            self.displace_again(weights)
+            try:
+                yield
+            finally:
+                weights.restore()
+        self._displacement = ([], 0.0)
+
+    def displace_again(self, weights: PerturbedWeights) -> None:
+        """Moves the weights from w to where the probe under way has them."""
+        weights.displace(*self._displacement)
+
+    def begin_pass(self) -> None:
+        """Begins a pass: its first mini-batch comes next."""
+        self._applied = []
+
+    def weigh(self, losses: Tensor, probes: bool) -> Tensor:
+        """Returns the sum of a mini-batch's losses [batch], whose gradient can be weighted.
+
+        Args:
+            losses: of the next mini-batch of this pass.
+            probes: they are those of a probe, to be remembered.
+
+        Raises:
+            RuntimeError: the probes had fewer mini-batches.
+        """
+        if probes:
+            self._seen[-1].append(losses.detach())
+            return losses.sum()
+        number = len(self._applied)
+        if any(number >= len(seen) for seen in self._seen):
+            raise RuntimeError("a pass has more mini-batches than the probes had")
+        if number == len(self._weights):
+            around = [seen[number] for seen in self._seen]
+            probed = Probes(losses.detach(), *around)
+            eta, beta = self._settings.eta, self._settings.beta
+            self._weights.append(weigh(self._settings.weighting, probed, eta, beta, self._ratio))
+        self._applied.append([])
+        total: Tensor = WeighedSum.apply(losses, self._applied[-1])  # type: ignore[no-untyped-call]
+        return total
+
+    def apply_weights(self, apply: bool) -> None:
+        """Lets backward passes from here on weigh the sentences, or count each once."""
+        for applied, weights in zip(self._applied, self._weights):
+            applied[:] = [weights.values] if apply else []
+
+    def uniform(self) -> Optional[Tensor]:
+        """Returns whether uniform weights took the place of those of a mini-batch."""
+        if not self._weights:
+            return None
+        return torch.stack([weights.uniform for weights in self._weights]).any()
+
+
+class WeighedSum(torch.autograd.Function):
+    """The sum of some losses, whose gradient weighs them by what stands in a list by then.
+
+    A pass of the mean risk goes backward twice: for the risk, where each sentence counts once, and
+    for the ascent.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, weights: List[Tensor]) -> Tensor:
+        """Sums ``losses`` [batch]; no entry in ``weights`` by the backward pass leaves all at 1."""
+        ctx.weights, ctx.shape = weights, losses.shape
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
+        """Gives each loss its weight."""
+        each = gradient.expand(ctx.shape)
+        return (each * ctx.weights[0].to(each) if ctx.weights else each), None
 
 
 @functools.lru_cache(maxsize=None)

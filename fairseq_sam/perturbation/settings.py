@@ -1,5 +1,6 @@
-"""What one sharpness-aware method is: a choice of five independent parts (papers/SPEC §1).
+"""What one sharpness-aware method is: a choice of five independent parts.
 
+The parts are scale, granularity, norm, risk and weighting of sentences (GA-SAM §2; δ-SAM §3).
 A method is data, not code: :class:`PerturbationSettings` names the parts, :data:`METHODS` names
 the published combinations. Everything else in this package reads these settings.
 """
@@ -8,12 +9,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
-from fairseq_sam.perturbation.groups import GRANULARITIES
-from fairseq_sam.perturbation.scales import SCALES
-from fairseq_sam.perturbation.sentence_weights import WEIGHTINGS
+from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 
 NORMS = ("l2", "linf")
 RISKS = ("perturbed", "mean")
+WEIGHTINGS = ("uniform", "published", "draft")
 LOSS_REDUCTIONS = ("mean", "sum")
 
 
@@ -25,7 +25,7 @@ class PerturbationSettings:
         rho: radius of the constraint set S = {a : ‖T⁻¹a‖_p ≤ rho} (ρ in SAM, ε in GA-SAM);
             0 switches the perturbation off.
         norm: p of the constraint, ``l2`` or ``linf``.
-        scale: name of T in :data:`~fairseq_sam.perturbation.scales.SCALES`.
+        scale: name of T in :data:`~fairseq_sam.perturbation.ascent.SCALES`.
         granularity: what a group of T is: ``element``, ``filter``, ``layer`` (one named tensor)
             or ``model``. None exactly for the scale ``none``, which has no groups.
         risk: ``perturbed`` minimises L(w + a_K) (single-step: SAM and kin); ``mean`` minimises
@@ -33,11 +33,11 @@ class PerturbationSettings:
         num_steps: K, the number of ascent steps.
         loss_reduction: whether the scales see the gradient of the ``mean`` loss (summed loss over
             sample size) or of the ``sum`` as fairseq's criterions return it. It matters only to
-            the scales that divide by the gradient (SPEC §3).
+            the scales that divide by the gradient (GA-SAM §3.2: their T is homogeneous in it).
         weighting: how sentences count in the ascent direction: ``uniform``, or by δ-SAM's
             ``published`` or ``draft`` weights.
-        eta: η of the published weights, in nats: the least first difference (SPEC §4).
-        beta: β of the draft weights: how far they lie from uniform ones (SPEC §5).
+        eta: η of the published weights, in nats: the least first difference (δ-SAM Eq. 5).
+        beta: β of the draft weights: how far they lie from uniform ones (draft, Eq. 6).
         probe_radius: length h of the random displacement at which the published weights are
             measured; the differences are scaled back to rho. None is long
             enough for the floating-point format, rho itself the paper to the letter.
@@ -120,7 +120,7 @@ METHODS: Dict[str, PerturbationSettings] = {
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
     "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
-    # paper's 0.8 does with its summed losses of 4k tokens (SPEC §3).
+    # paper's 0.8 does with its summed losses of 4k tokens.
     "ga_sam": PerturbationSettings(
         rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
     ),

@@ -1,24 +1,30 @@
-"""Perturbing weights in place and putting them back bit for bit."""
+"""Perturbing weights in place and putting them back bit for bit, in any precision.
+
+At a weight of 0.03 an fp16 step is 3e-5 and a bf16 step 2e-4, so rounding to nearest swallows most
+of a perturbation of that size. Stochastic rounding keeps it in expectation: each weight lands on
+one of its two neighbours with probabilities that make the mean exact.
+"""
 
 from typing import List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
-from fairseq_sam.perturbation import constraint, foreach
-from fairseq_sam.perturbation.groups import Blocks, Groups, total_norm
-from fairseq_sam.perturbation.rounding import LOW_PRECISION, add_perturbation_
-from fairseq_sam.perturbation.scales import SCALES, scale_of_groups
+from fairseq_sam.perturbation import ascent, foreach
+from fairseq_sam.perturbation.ascent import SCALES, Blocks, Groups, scale_of_groups, total_norm
 from fairseq_sam.perturbation.settings import PerturbationSettings
+
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def noise_floor(dtype: torch.dtype) -> float:
-    """Returns the share of the average gradient strength below which a gradient is noise.
+    """Returns the share of a layer's gradient strength below which a gradient is noise.
 
-    Measured on a Transformer after an epoch on De-En text: the biases of the key projections, whose
-    true gradient is 0, have strengths of up to 1 machine epsilon of the average in float32 and
-    0.14 under bfloat16 autocast, while no other tensor is below 0.03 of the average
-    (docs/results/noise_floor.md). 64 epsilons, at most 2⁻⁷, lies between the two in every format.
+    A tensor's strength ‖g_i‖/√n_i is measured against the greatest among the tensors of its layer:
+    the bias of a key projection, whose true gradient is 0, against the projection's matrix. Against
+    the whole model, layers behind a small residual gate would pass for noise. Measured on a
+    Transformer (docs/results/noise_floor.md); 64 machine epsilons, at most 2⁻⁷, lies between noise
+    and signal in every format.
 
     >>> noise_floor(torch.bfloat16) == 2**-7 and noise_floor(torch.float32) < 1e-5
     True
@@ -37,22 +43,52 @@ class PerturbedWeights:
     Args:
         weights: the tensors to perturb.
         settings: the method.
+        layers: for each weight the number of the layer it belongs to, 0, 1, …; by default all are
+            of one. Only scales that divide by the gradient look at them, to tell noise.
+
+    Attributes:
+        perturbed: whether the weights are away from w.
+        finite: boolean scalar tensor; false once a gradient of this step was not finite.
+        norm: ‖a_k‖₂, a scalar tensor.
+        realised: ⟨r, a⟩/⟨a, a⟩ over the half-precision weights, r being what the last step changed
+            in them.
+        low_precision: whether there are half-precision weights.
+        has_moved: whether a weight had a gradient to follow, in this step or an earlier one.
     """
 
-    def __init__(self, weights: Sequence[Tensor], settings: PerturbationSettings) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        settings: PerturbationSettings,
+        layers: Optional[Sequence[int]] = None,
+    ) -> None:
         self.weights = list(weights)
         self.settings = settings
         self.perturbed = False
+        self.has_moved = False
         self.finite: Tensor
         self.norm: Tensor
         self.realised: Tensor
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
-        self._forget()
+        self._layers = list(layers) if layers is not None else [0] * len(self.weights)
         self._snapshot: List[Tensor] = []
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
+        self._layer_numbers: Optional[Tensor] = None
         self._scale: Blocks = []
         self._exact: List[Tensor] = []
+        self._steps_taken = 0
+        self.begin()
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begins a step: the weights are put back if need be, and what was said of them goes."""
+        self.restore()
+        self._steps_taken = 0
+        device = self.weights[0].device if self.weights else None
+        self.finite = torch.ones((), dtype=torch.bool, device=device)
+        self.norm = torch.zeros((), device=device)
+        self.realised = torch.ones((), device=device)
 
     @torch.no_grad()
     def ascend(
@@ -60,15 +96,14 @@ class PerturbedWeights:
         gradients: Sequence[Optional[Tensor]],
         divisor: "float | Tensor" = 1.0,
         compute_dtype: Optional[torch.dtype] = None,
-        consume: bool = False,
         others: Sequence[Optional[Tensor]] = (),
     ) -> None:
         """Moves the weights from w + a_{k−1} to w + a_k.
 
         T is computed from the first gradient and kept for the K steps, so that they share one
-        constraint set (Algorithm 1, line 2; we recompute it for every batch, as §5.5 asks for).
-        A gradient that is not finite makes the step, and what was perturbed before it, void:
-        the weights return to w and :attr:`finite` turns false.
+        constraint set (GA-SAM Algorithm 1, line 2; we recompute it for every batch, as its §5.5
+        asks for). A gradient that is not finite makes the step, and what was perturbed before it,
+        void: the weights return to w and :attr:`finite` turns false.
 
         Args:
             gradients: one per weight, shaped like it; None for a weight that takes no part.
@@ -76,31 +111,32 @@ class PerturbedWeights:
                 the scales see gradient / divisor. The direction does not depend on it.
             compute_dtype: the format that the gradients were computed in where that is coarser
                 than their own (autocast); it sets the floor of rounding noise.
-            consume: whether the gradients may be overwritten.
             others: gradients of weights that do not move, whose overflow voids the step too.
         """
         first = not self.perturbed
         if first:
-            self._forget()
+            self.begin()
             self._take_snapshot()
             self._choose_moving(gradients)
         if not self._moving:
             return
+        self.has_moved = True
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
         finite = torch.isfinite(total_norm(norms))
         unmoved = [gradient for gradient in others if gradient is not None]
         if unmoved:
-            finite = finite & torch.isfinite(foreach.norms(unmoved)).all()
+            finite = finite & torch.isfinite(foreach.norms(unmoved)).all().to(finite.device)
         self.finite = finite if first else finite & self.finite
         foreach.discard_non_finite_(given, finite)
         if isinstance(norms, list):
             foreach.discard_non_finite_(norms, finite)
         if first:
             coarsest = max((g.dtype for g in given), key=lambda dtype: torch.finfo(dtype).eps)
-            self._scale = self._compute_scale(norms, divisor, compute_dtype or coarsest)
-            self._first_step(given, norms, consume)
+            floor = noise_floor(compute_dtype or coarsest)
+            self._scale = self._compute_scale(given, norms, divisor, floor)
+            self._first_step(given, norms)
         else:
             self._next_step(given, norms)
         torch.clear_autocast_cache()  # it holds copies of the weights as they were
@@ -140,13 +176,6 @@ class PerturbedWeights:
         """Returns each weight with its value at w, which is not to be changed; none at w itself."""
         return list(zip(self.weights, self._snapshot)) if self.perturbed else []
 
-    def _forget(self) -> None:
-        """What is said of a step before there is one."""
-        self._steps_taken = 0
-        self.finite = torch.tensor(True)
-        self.norm = torch.tensor(0.0)
-        self.realised = torch.tensor(1.0)
-
     def _take_snapshot(self) -> None:
         if not self._snapshot:
             self._snapshot = [torch.empty_like(weight) for weight in self.weights]
@@ -157,77 +186,96 @@ class PerturbedWeights:
         """Weights without a gradient (unused, frozen) take no part and do not count in n."""
         moving = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if moving != self._moving or self._groups is None:
-            self._moving = moving
+            self._moving, self._layer_numbers = moving, None
             self._groups = Groups(
                 [self.weights[i] for i in moving], self.settings.granularity or "layer"
             )
 
     def _compute_scale(
-        self, norms: Blocks, divisor: "float | Tensor", compute_dtype: torch.dtype
+        self, gradients: List[Tensor], norms: Blocks, divisor: "float | Tensor", floor: float
     ) -> Blocks:
         assert self._groups is not None
-        scale = SCALES[self.settings.scale]
-        strength = total_norm(norms) / divisor / self._groups.num_weights**0.5
-        noise = strength * noise_floor(compute_dtype)
+        groups, scale = self._groups, SCALES[self.settings.scale]
+        sizes = groups.sizes(norms)
+        noise: Blocks = [torch.zeros(())] * len(norms)
+        if scale.divides_by_gradient:
+            noise = groups.from_tensors(self._layer_strengths(gradients) / divisor * floor)
         weight_norms = (
-            self._groups.norms([self.weights[i] for i in self._moving])
-            if scale.uses_weights
-            else norms
+            groups.norms([self.weights[i] for i in self._moving]) if scale.uses_weights else norms
         )
         return [
-            scale_of_groups(scale, w, g / divisor, size, self._groups.num_weights, noise)
-            for w, g, size in zip(weight_norms, norms, self._groups.sizes(norms))
+            scale_of_groups(scale, w, g / divisor, size, groups.num_weights, noise)
+            for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
         ]
+
+    def _layer_strengths(self, gradients: List[Tensor]) -> Tensor:
+        """Returns for each moving tensor the greatest ‖g‖/√n among those of its layer."""
+        assert self._groups is not None
+        norms = foreach.norms(gradients)
+        strengths = norms / self._groups.tensor_sizes(norms).clamp(min=1).sqrt()
+        if self._layer_numbers is None:  # kept, as filling a tensor waits for the GPU
+            numbers = [self._layers[i] for i in self._moving]
+            self._layer_numbers = torch.tensor(numbers, device=norms.device)
+        greatest = strengths.new_zeros(max(self._layers) + 1)
+        greatest = greatest.scatter_reduce(0, self._layer_numbers, strengths, "amax")
+        return greatest[self._layer_numbers]
 
     def _coefficients(self, norms: Blocks, step_size: float) -> Blocks:
         """Returns the coefficients of the next step; the last step may use up T."""
-        last = self.settings.num_steps == 1
-        scale = self._scale if last else [T.clone() for T in self._scale]
-        return constraint.step_coefficients_(
-            self.settings.norm, scale, norms, step_size, self.finite
+        norm = self.settings.norm
+        factor = ascent.step_factor(norm, self._scale, norms, step_size, self.finite)
+        return ascent.step_coefficients(
+            norm, self._scale, factor, in_place=self.settings.num_steps == 1
         )
 
-    def _directions(self, gradients: List[Tensor], consume: bool) -> List[Tensor]:
-        if self.settings.norm == "l2":
-            return gradients
-        if not consume:
-            return foreach.sign(gradients)
-        foreach.sign_(gradients)
-        return gradients
-
-    def _first_step(self, gradients: List[Tensor], norms: Blocks, consume: bool) -> None:
+    def _first_step(self, gradients: List[Tensor], norms: Blocks) -> None:
         """Sets a_1 = Π(u_1): since ‖T⁻¹u_1‖ = η, projecting is stepping by min(η, ρ)."""
         assert self._groups is not None
-        step_size = min(self.settings.step_size, self.settings.rho)
-        coefficients = self._coefficients(norms, step_size)
-        directions = self._directions(gradients, consume)
-        if self.settings.norm == "linf":
-            norms = self._groups.norms(directions)
-        self.norm = constraint.step_length(coefficients, norms)
-        factors = self._groups.spread(coefficients)
+        coefficients = self._coefficients(norms, min(self.settings.step_size, self.settings.rho))
+        weights = [self.weights[i] for i in self._moving]
         if self.low_precision:
-            self._exact = [v.float() * c for v, c in zip(directions, factors)]
+            self._exact = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+        total = self._exact if self.low_precision else weights
+        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients))
+        self.norm = (
+            ascent.step_length(coefficients, norms)
+            if self.settings.norm == "l2"
+            else torch.linalg.vector_norm(torch.cat(lengths))
+        )
+        if self.low_precision:
             self._add(self._exact)
-        else:
-            weights = [self.weights[i] for i in self._moving]
-            torch._foreach_addcmul_(weights, directions, factors)
+
+    def _add_steps(
+        self, totals: List[Tensor], gradients: List[Tensor], factors: Blocks
+    ) -> List[Tensor]:
+        """Adds c ⊙ v to each tensor; returns ‖c ⊙ v‖ of each where v is a sign (``linf``).
+
+        Some tensors at a time: the signs of all would be another copy of the model.
+        """
+        lengths = []
+        for part in foreach.chunks(totals):
+            chunk = [factors[i] for i in range(part.start, part.stop)]
+            directions = gradients[part]
+            if self.settings.norm == "linf":
+                directions = foreach.sign(directions)
+                lengths.append(foreach.product_norms(directions, chunk))
+            torch._foreach_addcmul_(
+                totals[part], [d.to(t.dtype) for d, t in zip(directions, totals[part])], chunk
+            )
+        return lengths
 
     def _next_step(self, gradients: List[Tensor], norms: Blocks) -> None:
         """Sets a_k = Π(a_{k−1} + u_k), with a_{k−1} read off the weights and the snapshot."""
         assert self._groups is not None
         coefficients = self._coefficients(norms, self.settings.step_size)
-        directions = self._directions(gradients, consume=True)
         weights = [self.weights[i] for i in self._moving]
         origins = [self._snapshot[i] for i in self._moving]
-        if self.low_precision:
-            total = self._exact
-            directions = [v.float() for v in directions]
-        else:
+        if not self.low_precision:
             torch._foreach_sub_(weights, origins)
-            total = weights
-        torch._foreach_addcmul_(total, directions, self._groups.spread(coefficients))
-        constraint.project_(self.settings.norm, total, self._groups, self._scale, self.settings.rho)
-        torch._foreach_mul_(total, [self.finite.to(t.dtype) for t in total])
+        total = self._exact if self.low_precision else weights
+        self._add_steps(total, gradients, self._groups.spread(coefficients))
+        ascent.project_(self.settings.norm, total, self._groups, self._scale, self.settings.rho)
+        torch._foreach_mul_(total, [self.finite.to(t) for t in total])
         self.norm = torch.linalg.vector_norm(foreach.norms(total))
         if self.low_precision:
             foreach.copy_(weights, origins)
@@ -251,6 +299,48 @@ class PerturbedWeights:
             self.realised = torch.where(
                 total > 0, torch.stack(share).sum() / torch.where(total > 0, total, whole), whole
             )
+
+
+def stochastic_round(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds float32 values to a half-precision format at random, unbiased.
+
+    Each value lands on one of its two neighbours in the target format, on the upper one with the
+    probability of its relative distance from the lower. The numbers come from torch's generator.
+
+    Args:
+        values: float32.
+        dtype: ``torch.float16`` or ``torch.bfloat16``.
+
+    Returns:
+        A tensor of ``dtype``; values that the format holds exactly stay as they are.
+    """
+    info = torch.finfo(dtype)
+    # The exponent bits alone are the power of two below |x|; its product with the format's
+    # epsilon is the distance between neighbours there.
+    power = (values.view(torch.int32) & 0x7F800000).view(torch.float32)
+    step = power.clamp_(min=info.tiny).mul_(info.eps)
+    steps = values.abs().div_(step)
+    lower = steps.floor()
+    upper = torch.rand_like(values) < steps.sub_(lower)
+    rounded = lower.add_(upper).mul_(step).copysign_(values)
+    return torch.where(torch.isfinite(values), rounded, values).to(dtype)
+
+
+def add_perturbation_(weight: Tensor, perturbation: Tensor) -> Tuple[Tensor, Tensor]:
+    """Adds a perturbation to a half-precision weight in place with stochastic rounding.
+
+    Args:
+        weight: fp16 or bf16, changed in place.
+        perturbation: float32, same shape.
+
+    Returns:
+        ⟨r, a⟩ and ⟨a, a⟩ as float32 scalars, where a is the perturbation asked for and r the one
+        realised: their ratio over all tensors is the realised share.
+    """
+    before = weight.float()
+    weight.copy_(stochastic_round(before + perturbation, weight.dtype))
+    realised = weight.float().sub_(before)
+    return (realised * perturbation).sum(), perturbation.square().sum()
 
 
 def _or_zeros(gradient: Optional[Tensor], weight: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from fairseq_sam.criterions.recording import RecordedModel
 from fairseq_sam.criterions.regularisers.ascent import Moving, l2_step, linf_step
 from fairseq_sam.criterions.regularisers.embeddings import Perturbation, perturbed_embeddings
-from fairseq_sam.perturbation.rng import RandomState
+from fairseq_sam.perturbation.replay import RandomState
 
 
 class Passes:

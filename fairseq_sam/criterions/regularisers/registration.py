@@ -26,7 +26,7 @@ from fairseq_sam.criterions.regularisers import settings
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
 from fairseq_sam.criterions.regularisers.methods import ASCENDING, METHODS, Passes
-from fairseq_sam.criterions.regularisers.moving_average import MovingAverage, moving_average
+from fairseq_sam.training.moving_average import MovingAverage, moving_average
 
 LN2 = 0.6931471805599453
 

@@ -10,7 +10,7 @@ from typing import Any, List, Tuple, Union
 from fairseq import optim
 from omegaconf import DictConfig
 
-from fairseq_sam.optim.base import DEFAULT_BASE, add_base_flags, base_names
+from fairseq_sam.training.base_optimizers import DEFAULT_BASE, add_base_flags, base_names
 
 
 class _RaisingParser(ArgumentParser):

@@ -21,7 +21,7 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_sam.perturbation import Outcome, PerturbationSettings, PerturbedWeights
+from fairseq_sam.perturbation import Outcome
 
 PREFIX = "sam_"
 
@@ -34,19 +34,6 @@ LoggingOutput = Dict[str, Any]
 def describe_off(logging_output: LoggingOutput) -> LoggingOutput:
     """Returns the logging output of a micro-batch before the gate opens."""
     return {**logging_output, "sam_batches": 1, "sam_on": 0}
-
-
-def keys_of(settings: PerturbationSettings, weights: PerturbedWeights) -> List[str]:
-    """Returns the keys that a perturbed micro-batch of a run logs, the same on every worker."""
-    keys = ["sam_loss", "sam_norm", "sam_skipped"]
-    keys += ["sam_realised"] if weights.low_precision else []
-    return keys + (["sam_uniform"] if settings.needs_sentences else [])
-
-
-def describe_dummy(logging_output: LoggingOutput, keys: List[str]) -> LoggingOutput:
-    """Returns that of a worker without data, which must have the keys that the others have."""
-    zeros = {key: torch.zeros(()) for key in keys}
-    return {**logging_output, "sam_batches": 1, "sam_on": 1, **zeros}
 
 
 def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
@@ -75,10 +62,18 @@ def _mean(values: List[Tensor]) -> Tensor:
 
 
 def _sum_outputs(outputs: List[LoggingOutput]) -> LoggingOutput:
-    """Adds up what the sentences of a mini-batch logged."""
+    """Adds up what the sentences of a mini-batch logged; what cannot be added is the first's."""
     if len(outputs) == 1:
         return outputs[0]
-    return {key: sum(output[key] for output in outputs) for key in outputs[0]}
+    return {key: _sum([output.get(key, 0) for output in outputs]) for key in outputs[0]}
+
+
+def _sum(values: List[Any]) -> Any:
+    if all(isinstance(value, dict) for value in values):
+        return _sum_outputs(values)
+    if all(isinstance(value, (int, float, Tensor)) for value in values):
+        return sum(values)
+    return values[0]
 
 
 def without_ours(logging_outputs: List[LoggingOutput]) -> List[LoggingOutput]:

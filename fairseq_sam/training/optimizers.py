@@ -3,9 +3,11 @@
 ``--optimizer ga_sam`` builds the *base* optimizer (``--base-optimizer``, Adam by default) and hangs
 the method's configuration on it. It is the base optimizer in every respect (class, state,
 checkpoints, support for flat parameters and half precision), because the sharpness-aware gradient
-is computed before it: :mod:`fairseq_sam.seam` finds the configuration and replays the criterion.
+is computed before it: :mod:`fairseq_sam.training.seam` finds the configuration and repeats the
+training step.
 """
 
+import functools
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
@@ -14,21 +16,20 @@ from typing import Any, List, Optional, Sequence, Type, Union
 from fairseq.optim import LegacyFairseqOptimizer, register_optimizer
 from omegaconf import DictConfig
 
-from fairseq_sam.optim.base import (
+from fairseq_sam.perturbation import METHODS
+from fairseq_sam.training.base_optimizers import (
     DEFAULT_BASE,
     add_base_flags,
     base_names,
     base_optimizer_name,
     build_base_optimizer,
 )
-from fairseq_sam.optim.flags import (
-    SharpnessAwareConfig,
+from fairseq_sam.training.flags import (
     add_flags,
     config_from,
     warn_if_never_open,
 )
-from fairseq_sam.optim.hydra import namespace_from_hydra
-from fairseq_sam.perturbation import METHODS
+from fairseq_sam.training.hydra import namespace_from_hydra
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,13 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
         warn_if_never_open(config, args)
         base = build_base_optimizer(args.base_optimizer, values, params)
         base.sharpness_aware = config
+        _insist_on_training_steps(base)
         logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")
         return base
 
 
-def sharpness_aware_config(optimizer: Any) -> Optional[SharpnessAwareConfig]:
-    """Returns the configuration that an optimizer carries, looking into fairseq's wrappers.
+def carrier_of(optimizer: Any) -> Optional[Any]:
+    """Returns the base optimizer that carries the configuration, as ``sharpness_aware``.
 
     Args:
         optimizer: what fairseq's trainer holds: the base optimizer itself, or ``FP16Optimizer``,
@@ -84,7 +86,25 @@ def sharpness_aware_config(optimizer: Any) -> Optional[SharpnessAwareConfig]:
     """
     for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
         optimizer = getattr(optimizer, wrapped, optimizer)
-    return getattr(optimizer, "sharpness_aware", None)
+    return optimizer if getattr(optimizer, "sharpness_aware", None) is not None else None
+
+
+def _insist_on_training_steps(base: Any) -> None:
+    """Stops a run that updates the weights with gradients that the seam has not seen."""
+    base.has_trained = False
+    step = base.step
+
+    @functools.wraps(step)
+    def checked_step(*args: Any, **kwargs: Any) -> Any:
+        if base.sharpness_aware is not None and not base.has_trained:
+            raise SystemExit(
+                f"error: argument --optimizer: {base.sharpness_aware.method} was to take a step "
+                "that did not go through task.train_step, and would not be perturbed"
+            )
+        base.has_trained = False
+        return step(*args, **kwargs)
+
+    base.step = checked_step
 
 
 def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:

@@ -14,12 +14,10 @@ from typing import Any, Callable, Optional
 from fairseq.criterions import CRITERION_REGISTRY
 
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
-from fairseq_sam.optim.gate import Gate
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
-from fairseq_sam.perturbation.groups import GRANULARITIES
-from fairseq_sam.perturbation.scales import SCALES
-from fairseq_sam.perturbation.sentence_weights import WEIGHTINGS
-from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS
+from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
+from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS, WEIGHTINGS
+from fairseq_sam.training.gate import Gate
 
 logger = logging.getLogger(__name__)
 

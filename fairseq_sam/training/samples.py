@@ -9,11 +9,16 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
     """Returns one mini-batch per sentence, as if the sentence had been collated alone.
 
     Every tensor or list whose first dimension is the number of sentences is sliced, anything else
-    is shared. Columns of tokens that are padding are dropped: recurrent encoders insist on it.
+    is shared. Columns of tokens that are padding are dropped: recurrent encoders insist on it. Of
+    several mini-batches in a dictionary (multilingual tasks), each gets its sentences in turn.
 
     Args:
-        sample: fairseq's mini-batch, with ``id`` or ``nsentences``.
+        sample: fairseq's mini-batch, with ``id`` or ``nsentences``, or a dictionary of such.
         padding_idx: the index that pads tokens.
+
+    Raises:
+        ValueError: it has alignments, which point into the whole mini-batch, or cannot be told
+            apart into sentences.
 
     >>> import torch
     >>> tokens = torch.tensor([[1, 5, 2], [6, 7, 2]])
@@ -21,6 +26,10 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
     >>> [part["net_input"]["src_tokens"].tolist() for part in split_sentences(whole, padding_idx=1)]
     [[[5, 2]], [[6, 7, 2]]]
     """
+    if "id" not in sample and "nsentences" not in sample:
+        return _split_each(sample, padding_idx)
+    if "alignments" in sample:
+        raise ValueError("the alignments of words (--load-alignments) are of the whole mini-batch")
     count = len(sample["id"]) if "id" in sample else int(sample["nsentences"])
     counted = _counted_tokens(sample, padding_idx)
     parts = [_row(sample, index, count) for index in range(count)]
@@ -33,6 +42,18 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
             )
         _trim(part, padding_idx)
     return parts
+
+
+def _split_each(samples: Dict[str, Any], padding_idx: int) -> List[Dict[str, Any]]:
+    """Splits several mini-batches; a part has the sentence of one, and None for the others."""
+    if not all(sample is None or isinstance(sample, dict) for sample in samples.values()):
+        raise ValueError("the mini-batch has neither id nor nsentences")
+    return [
+        {**dict.fromkeys(samples), key: part}
+        for key, sample in samples.items()
+        if sample
+        for part in split_sentences(sample, padding_idx)
+    ]
 
 
 def _is_text(value: Any) -> bool:
@@ -57,21 +78,27 @@ def _net_input(sample: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _trim(part: Dict[str, Any], padding_idx: int) -> None:
-    """Drops the columns that are padding, in place of the dictionaries but not of the tensors."""
+    """Drops the columns that are padding, in place of the dictionaries but not of the tensors.
+
+    What is shaped like the source is padded where that is. With a decoder, its input and whatever
+    else is shaped like the target is padded where the target is.
+    """
     net_input = _net_input(part)
     source: Any = net_input.get("src_tokens")
     previous: Any = net_input.get("prev_output_tokens")
     target: Any = part.get("target")
     if not _is_text(source):
         return
-    kept = source.ne(padding_idx).any(0)
-    net_input["src_tokens"] = source[:, kept]
+    of_source = source.ne(padding_idx).any(0)
+    kept = {source.shape: of_source}
     if _is_text(previous) and _is_text(target) and previous.shape == target.shape:
-        kept = target.ne(padding_idx).any(0)  # a decoder's input is padded where its target is
-    for holder, key in ((net_input, "prev_output_tokens"), (part, "target")):
-        tokens: Any = holder.get(key)
-        if _is_text(tokens) and tokens.size(1) == len(kept):  # a class label has one column
-            holder[key] = tokens[:, kept]
+        kept[target.shape] = target.ne(padding_idx).any(0)
+    for holder in (net_input, part):
+        for key, tokens in holder.items():
+            if key == "src_tokens":
+                holder[key] = tokens[:, of_source]
+            elif _is_text(tokens) and tokens.shape in kept:
+                holder[key] = tokens[:, kept[tokens.shape]]
 
 
 def _row(value: Any, index: int, count: int) -> Any:

@@ -16,8 +16,8 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_sam.layer_names import layer_of
-from fairseq_sam.metrics import DIGITS
 from fairseq_sam.perturbation import foreach
+from fairseq_sam.training.metrics import DIGITS
 
 PREFIX = "gnorm_"
 

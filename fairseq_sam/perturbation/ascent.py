@@ -1,0 +1,293 @@
+"""The equations of one ascent step: T, its groups, the step u and the projection Π.
+
+A perturbation lies in the constraint set S = {a : ‖T⁻¹a‖_p ≤ ρ} (GA-SAM Eqs. 13-18). T has one
+value per *group* of weights:
+
+========  ==============================================================================
+element   every weight is a group
+filter    a slice along the first dimension: a convolution's filter, a row of a linear layer, a
+          word's embedding. Tensors of fewer than two dimensions (biases, layer norms) have no
+          filters; their weights are groups of one (Kwon et al. 2021, §3)
+layer     a named parameter tensor (GA-SAM §2.1)
+model     all weights together
+========  ==============================================================================
+
+For a gradient g and a step size η the step is
+
+    p = 2:  u = η T² g / ‖T g‖₂          p = ∞:  u = η T sgn(g)
+
+that is u = c ⊙ v with a direction v (g or sgn g) and one coefficient c per group. Norms run over
+all perturbed weights together. A group with T = 0 stays where it is.
+
+Quantities per group are kept in *blocks*: one flat tensor for ``filter``, ``layer`` and ``model``,
+so that the arithmetic on them is a handful of operations however many tensors the model has, and
+one tensor a parameter for ``element``, computed when it is looked at where that spares a copy of
+the model.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, Optional, Sequence
+
+import torch
+from torch import Tensor
+
+from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.foreach import at_least_float32
+
+GRANULARITIES = ("element", "filter", "layer", "model")
+
+Blocks = Sequence[Tensor]
+Formula = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale T.
+
+    Attributes:
+        formula: ``(weight_norm, gradient_norm, size, num_weights) -> T``, elementwise.
+        uses_weights: whether it needs ‖w_i‖ (which costs a pass over the weights).
+        divides_by_gradient: whether ‖g_i‖ stands below the line, which needs a floor.
+        source: where it comes from.
+    """
+
+    formula: Formula
+    uses_weights: bool
+    divides_by_gradient: bool
+    source: str
+
+
+SCALES: Dict[str, Scale] = {
+    "none": Scale(lambda w, g, size, n: torch.ones_like(g), False, False, "Foret et al. 2021"),
+    "weight": Scale(lambda w, g, size, n: w, True, False, "Kwon et al. 2021"),
+    "weight-over-gradient": Scale(lambda w, g, size, n: w / g, True, True, "Liu et al. 2021"),
+    "gradient-strength": Scale(
+        lambda w, g, size, n: size.sqrt() / (g * n**0.5), False, True, "GA-SAM Eq. 13"
+    ),
+    "inverse-gradient": Scale(lambda w, g, size, n: 1 / g, False, True, "GA-SAM Table 2"),
+    "weight-strength": Scale(lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"),
+}
+"""One line a scale: a formula in ‖w_i‖, ‖g_i‖, n_i and the number n of all perturbed weights."""
+
+
+class Computed(Sequence[Tensor]):
+    """Blocks computed anew whenever they are looked at, so as not to hold a copy of the model."""
+
+    def __init__(self, count: int, compute: Callable[[int], Tensor]) -> None:
+        self._count = count
+        self._compute = compute
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self._count:  # what ends a loop over a sequence
+            raise IndexError(index)
+        return self._compute(index)
+
+
+class Groups:
+    """The partition of some tensors into groups.
+
+    Args:
+        tensors: the weights (or anything of their shapes).
+        granularity: one of :data:`GRANULARITIES`.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], granularity: str) -> None:
+        self.granularity = granularity
+        self.shapes = [tensor.shape for tensor in tensors]
+        self.num_weights = sum(tensor.numel() for tensor in tensors)
+        self._sizes: Optional[Blocks] = None
+        self._tensor_sizes: Optional[Tensor] = None
+
+    def norms(self, tensors: Sequence[Tensor]) -> Blocks:
+        """Returns the L2 norm of each group, in float32 at least."""
+        if self.granularity == "element":
+            return Computed(len(tensors), lambda i: at_least_float32(tensors[i]).abs())
+        if self.granularity == "filter":
+            return [torch.cat([_row_norms(tensor).flatten() for tensor in tensors])]
+        norms = foreach.norms(tensors)
+        if self.granularity == "model":
+            norms = torch.linalg.vector_norm(norms).reshape(1)
+        return [norms]
+
+    def sizes(self, like: Blocks) -> Blocks:
+        """Returns n_i, the number of weights of each group, as tensors that fit ``like``.
+
+        Made once and kept: filling a tensor from Python numbers waits for the GPU.
+        """
+        if self._sizes is None:
+            self._sizes = self._make_sizes(like)
+        return self._sizes
+
+    def _make_sizes(self, like: Blocks) -> Blocks:
+        if self.granularity == "element":
+            return [like[0].new_ones(())] * len(like)
+        if self.granularity == "model":
+            return [like[0].new_tensor([float(self.num_weights)])]
+        if self.granularity == "layer":
+            return [self.tensor_sizes(like[0])]
+        rows = [_num_rows(shape) for shape in self.shapes]
+        sizes = [[shape.numel() / n] * n for shape, n in zip(self.shapes, rows) if n]
+        return [like[0].new_tensor([size for each in sizes for size in each])]
+
+    def tensor_sizes(self, like: Tensor) -> Tensor:
+        """Returns the number of weights of each tensor ``[tensors]``, fitting ``like``."""
+        if self._tensor_sizes is None:
+            self._tensor_sizes = like.new_tensor([float(shape.numel()) for shape in self.shapes])
+        return self._tensor_sizes
+
+    def from_tensors(self, values: Tensor) -> Blocks:
+        """Returns values given for each tensor ``[tensors]`` as values of the groups in it."""
+        if self.granularity == "element":
+            return list(values.unbind())
+        if self.granularity == "layer":
+            return [values]
+        if self.granularity == "model":
+            return [values.new_zeros(1)]  # all weights together are never noise
+        rows = [_num_rows(shape) for shape in self.shapes]
+        return [torch.cat([value.expand(n) for value, n in zip(values.unbind(), rows)])]
+
+    def spread(self, blocks: Blocks) -> Blocks:
+        """Returns one tensor a parameter, each broadcasting over its parameter's shape."""
+        if self.granularity == "element":
+            return blocks
+        if self.granularity == "model":
+            return [blocks[0].reshape(())] * len(self.shapes)
+        if self.granularity == "layer":
+            return list(blocks[0].unbind())
+        rows = blocks[0].split([_num_rows(shape) for shape in self.shapes])
+        return [
+            values.reshape(shape if len(shape) < 2 else (-1,) + (1,) * (len(shape) - 1))
+            for values, shape in zip(rows, self.shapes)
+        ]
+
+
+def scale_of_groups(
+    scale: Scale,
+    weight_norm: Tensor,
+    gradient_norm: Tensor,
+    size: Tensor,
+    num_weights: int,
+    noise: "Tensor | float",
+) -> Tensor:
+    """Returns T of each group; 0, never infinite or NaN, for groups that must not move.
+
+    A group without gradient does not move. With a scale that divides by the gradient neither does
+    one whose gradient is rounding noise: a softmax ignores the bias of the key projection, whose
+    "gradient" of 1e-8 of the others' would make T a billion times too large.
+
+    Args:
+        scale: the formula.
+        weight_norm: ‖w_i‖, any shape; ignored by scales that do not use it.
+        gradient_norm: ‖g_i‖ of the loss as the scale is to see it, same shape.
+        size: n_i, broadcasting over that shape.
+        num_weights: n.
+        noise: the strength ‖g_i‖/√n_i at or below which a gradient is rounding noise, broadcasting
+            over that shape too.
+    """
+    live = gradient_norm > 0
+    if scale.divides_by_gradient:
+        live = live & (gradient_norm > noise * size.sqrt())
+    safe_norm = torch.where(live, gradient_norm, torch.ones_like(gradient_norm))
+    values = scale.formula(weight_norm, safe_norm, size, float(num_weights))
+    return torch.where(live, values, torch.zeros_like(values))
+
+
+def step_factor(
+    norm: str, scale: Blocks, gradient_norms: Blocks, step_size: float, keep: Tensor
+) -> Tensor:
+    """Returns the factor of the ascent step: c = factor T² (p = 2) or factor T (p = ∞), a scalar.
+
+    Args:
+        norm: ``l2`` or ``linf``.
+        scale: T of each group.
+        gradient_norms: ‖g_i‖ of each group (``l2`` only).
+        step_size: η.
+        keep: boolean scalar; false makes the factor 0 (a gradient that overflowed). So does
+            ‖T g‖ = 0: there is no direction to go.
+    """
+    if norm == "linf":
+        return keep.to(scale[0]) * step_size
+    length = total_norm(T * norms for T, norms in zip(scale, gradient_norms))
+    keep = keep & (length > 0)
+    length = torch.where(keep, length, torch.ones_like(length))
+    return torch.where(keep, step_size / length, torch.zeros_like(length))
+
+
+def step_coefficients(norm: str, scale: Blocks, factor: Tensor, in_place: bool = False) -> Blocks:
+    """Returns c of the ascent step u = c ⊙ v, from T and the factor.
+
+    Args:
+        norm: ``l2`` or ``linf``.
+        scale: T of each group.
+        factor: of :func:`step_factor`.
+        in_place: let c take the place of T, which is not needed any more.
+    """
+
+    def coefficient(T: Tensor) -> Tensor:
+        return T * factor.to(T) if norm == "linf" else T * T * factor.to(T)
+
+    if in_place:
+        for T in scale:
+            (T if norm == "linf" else T.mul_(T)).mul_(factor.to(T))
+        return scale
+    return Computed(len(scale), lambda i: coefficient(scale[i]))
+
+
+def step_length(coefficients: Blocks, direction_norms: Blocks) -> Tensor:
+    """Returns ‖c ⊙ v‖₂ from the coefficients and the L2 norm of v in each group."""
+    return total_norm(c * norms for c, norms in zip(coefficients, direction_norms))
+
+
+def project_(
+    norm: str, perturbation: Sequence[Tensor], groups: Groups, scale: Blocks, rho: float
+) -> None:
+    """Projects a perturbation onto S in place (GA-SAM Eqs. 17, 18).
+
+    Eq. 17 shrinks the whole of a by min(1, ρ / ‖T⁻¹a‖₂); Eq. 18 clips each entry to ±ρT, which
+    needs no T⁻¹. Groups with T = 0 hold zeros and are left out of ‖T⁻¹a‖.
+
+    Args:
+        norm: ``l2`` or ``linf``.
+        perturbation: a, one tensor a parameter.
+        groups: the groups that ``scale`` refers to.
+        scale: T of each group.
+        rho: the radius ρ.
+    """
+    if norm == "linf":
+        bounds = groups.spread(scale)
+        for part in foreach.chunks(perturbation):
+            foreach.clamp_(perturbation[part], [bounds[i] * rho for i in _indices(part)])
+        return
+    inside = (
+        norms / torch.where(T > 0, T, torch.ones_like(T)) * (T > 0)
+        for norms, T in zip(groups.norms(perturbation), scale)
+    )
+    length = total_norm(inside)
+    factor = torch.where(length > rho, rho / length, torch.ones_like(length))
+    torch._foreach_mul_(list(perturbation), [factor.to(part) for part in perturbation])
+
+
+def total_norm(blocks: Iterable[Tensor]) -> Tensor:
+    """Returns the L2 norm over all entries of all blocks, a scalar; holds one block at a time."""
+    norms = torch.stack([torch.linalg.vector_norm(block) for block in blocks])
+    total: Tensor = torch.linalg.vector_norm(norms)
+    return total
+
+
+def _indices(part: slice) -> range:
+    return range(part.start, part.stop)
+
+
+def _num_rows(shape: torch.Size) -> int:
+    return shape.numel() if len(shape) < 2 else shape[0]
+
+
+def _row_norms(tensor: Tensor) -> Tensor:
+    tensor = at_least_float32(tensor)
+    if tensor.dim() < 2:
+        return tensor.abs()
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    return norms

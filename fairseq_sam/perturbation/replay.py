@@ -1,0 +1,249 @@
+"""Everything that a pass may change, so that each pass of a step starts from the same state.
+
+A sharpness-aware step runs a training step several times. What a pass leaves behind (the random
+numbers it drew, running statistics, counters, memories of the batch before, weights that a hook
+wrote) must not be what the next pass begins with, and after the step must be what a single pass at
+w would have left. :class:`Replay` notes it, and puts it back.
+"""
+
+import contextlib
+import os
+import random
+import threading
+from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from fairseq_sam.perturbation import foreach
+
+
+class Replay:
+    """The state that the passes of one step share.
+
+    It covers the random numbers, and of the modules the buffers, the attributes (counters, memories
+    of the batch before: by reference, what is changed in place is not seen) and the weights that
+    forward hooks write into (``--quant-noise-pq``). The state when it is made is the one that each
+    pass starts from.
+
+    Args:
+        modules: what is called in a pass, with all its submodules.
+        tensors: tensors on the devices of interest, usually the weights.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
+        self._modules = _with_submodules(modules)
+        self._tensors = list(tensors)
+        self._random = RandomState(self._tensors)
+        self._hooked = _weights_that_hooks_write(self._modules)
+        self._start = _ModuleState(self._modules)
+        self._end: Optional[_ModuleState] = None
+        self._end_weights: List[Tensor] = []
+        self._end_random: Optional[RandomState] = None
+
+    def start_here(self) -> None:
+        """Lets the later passes start from the state as it is now, within the first.
+
+        For what is to happen once a step: it has happened, and the passes find it done.
+        """
+        self._random = RandomState(self._tensors)
+        self._start = _ModuleState(self._modules)
+
+    @contextlib.contextmanager
+    def one_pass(self) -> Iterator[None]:
+        """Context of a pass: it begins from the state that all passes begin from.
+
+        What the first pass that ends well leaves is kept for :meth:`finish`.
+        """
+        if self._end is not None:
+            self._start.restore()
+        # Before the first pass too: setting the state makes cuDNN draw its dropout masks anew.
+        self._random.restore(first=self._end is None)
+        before = [weight.detach().clone() for weight in self._hooked]
+        try:
+            yield
+            if self._end is None:
+                self._end = _ModuleState(self._modules)
+                self._end_weights = [weight.detach().clone() for weight in self._hooked]
+                self._end_random = RandomState(self._tensors)
+        finally:
+            with torch.no_grad():
+                foreach.copy_(self._hooked, before)
+
+    @contextlib.contextmanager
+    def probing(self) -> Iterator[None]:
+        """Context of a pass that is only looked at; it leaves no trace."""
+        before = [weight.detach().clone() for weight in self._hooked]
+        self._random.restore(first=True)
+        try:
+            yield
+        finally:
+            self._start.restore()
+            self._random.restore()
+            with torch.no_grad():
+                foreach.copy_(self._hooked, before)
+
+    def finish(self) -> None:
+        """Leaves the state as after the first pass alone; as before it if there was none."""
+        (self._end or self._start).restore()
+        if self._end_random is not None:
+            self._end_random.restore()
+        with torch.no_grad():
+            foreach.copy_(self._hooked[: len(self._end_weights)], self._end_weights)
+
+
+class _ModuleState:
+    """Buffers and attributes of some modules.
+
+    Args:
+        modules: without duplicates.
+    """
+
+    def __init__(self, modules: List[nn.Module]) -> None:
+        self._attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
+        self._buffers = [
+            (module._buffers, name, buffer)
+            for module in modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        distinct = {id(buffer): buffer for _, _, buffer in self._buffers}
+        self._values = [(buffer, buffer.detach().clone()) for buffer in distinct.values()]
+
+    def restore(self) -> None:
+        """Puts everything back, past autograd, which has noted the buffers."""
+        for attributes, saved in self._attributes:
+            attributes.update(saved)
+            for name in attributes.keys() - saved.keys():
+                del attributes[name]
+        for buffers, name, buffer in self._buffers:
+            if buffers.get(name) is not buffer:
+                buffers[name] = buffer
+        with torch.no_grad():
+            foreach.copy_([b.data for b, _ in self._values], [v for _, v in self._values])
+
+
+class RandomState:
+    """The state of every generator that a forward pass may draw from.
+
+    Covers torch on the CPU and on the CUDA devices given, numpy (span masks of speech models) and
+    Python's own. The states live on the host: saving and restoring them does not wait for a GPU.
+
+    A data loader's thread may draw from numpy's and Python's generators at the same time. So these
+    two are only set where something was drawn since they were noted, and numpy's only while
+    :data:`numpy_lock` is held.
+
+    Args:
+        tensors: tensors on the devices of interest, usually the weights.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+        self._cpu = torch.get_rng_state()
+        self._cuda: Dict[torch.device, Tensor] = {
+            device: torch.cuda.get_rng_state(device) for device in devices
+        }
+        with numpy_lock():
+            self._numpy: Any = np.random.get_state()
+        self._python = random.getstate()
+
+    def restore(self, first: bool = False) -> None:
+        """Sets every generator back to where it was.
+
+        Args:
+            first: nothing was drawn yet.
+        """
+        torch.set_rng_state(self._cpu)
+        for device, state in self._cuda.items():
+            torch.cuda.set_rng_state(state, device)
+        if first:
+            return
+        with numpy_lock():
+            if not _same_numpy_state(np.random.get_state(), self._numpy):
+                np.random.set_state(self._numpy)
+        if random.getstate() != self._python:
+            random.setstate(self._python)
+
+
+_numpy_lock = threading.RLock()
+
+
+def numpy_lock() -> ContextManager[Any]:
+    """Returns the lock of numpy's global generator, for whoever sets its state for a while."""
+    return _numpy_lock
+
+
+def _forget_lock() -> None:
+    global _numpy_lock
+    _numpy_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # a forked data loader must not wait for its parent's threads
+    os.register_at_fork(after_in_child=_forget_lock)
+
+
+def _same_numpy_state(one: Any, other: Any) -> bool:
+    return bool(one[2:] == other[2:] and one[0] == other[0] and np.array_equal(one[1], other[1]))
+
+
+def copy_containers(value: Any) -> Any:
+    """Returns a copy of nested dictionaries, lists and tuples that shares what they hold.
+
+    A criterion or task that adds rows to a batch or pops a key then changes its own copy.
+
+    >>> sample = {"net_input": {"src_tokens": torch.zeros(1)}, "id": [7]}
+    >>> copy = copy_containers(sample)
+    >>> copy is sample or copy["net_input"] is sample["net_input"]
+    False
+    >>> copy["net_input"]["src_tokens"] is sample["net_input"]["src_tokens"]
+    True
+    """
+    if isinstance(value, dict):
+        result = value.copy()
+        for key, entry in value.items():
+            result[key] = copy_containers(entry)
+        return result
+    if type(value) in (list, tuple):
+        return type(value)(copy_containers(entry) for entry in value)
+    return value
+
+
+def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
+    """Returns the format that autocast computes in, None where it is off."""
+    if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.get_autocast_dtype(device.type) if enabled else None
+    if device.type == "cuda" and torch.is_autocast_enabled():
+        return torch.get_autocast_gpu_dtype()
+    if device.type == "cpu" and torch.is_autocast_cpu_enabled():
+        return torch.get_autocast_cpu_dtype()
+    return None
+
+
+def autocast_off(device: torch.device) -> ContextManager[Any]:
+    """Backward passes run outside autocast, which chooses their formats by the forward's."""
+    if autocast_dtype(device) is None:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _with_submodules(modules: Iterable[nn.Module]) -> List[nn.Module]:
+    distinct: Dict[int, nn.Module] = {}
+    for module in modules:
+        for each in module.modules():
+            distinct[id(each)] = each
+    return list(distinct.values())
+
+
+def _weights_that_hooks_write(modules: List[nn.Module]) -> List[Tensor]:
+    """Weights of modules with a hook before forward; torch's own two only write attributes."""
+    distinct: Dict[int, Tensor] = {}
+    for module in modules:
+        hooks = module._forward_pre_hooks.values()
+        if any(not isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
+            for weight in module.parameters(recurse=False):
+                distinct[id(weight)] = weight
+    return list(distinct.values())

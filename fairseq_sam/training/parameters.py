@@ -1,0 +1,54 @@
+"""The parameters of a run: which there are, and which of these are perturbed."""
+
+import logging
+import re
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+
+def named_parameters(model: nn.Module, criterion: nn.Module) -> List[Tuple[str, Tensor]]:
+    """Returns the parameters with their names, the model's and the criterion's, each once.
+
+    Frozen ones too: they may thaw during the run. What has no gradient is not perturbed.
+    """
+    distinct: Dict[int, Tuple[str, Tensor]] = {}
+    for module in (unwrap(model), unwrap(criterion)):
+        for name, weight in module.named_parameters():
+            distinct.setdefault(id(weight), (name, weight))
+    return list(distinct.values())
+
+
+def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
+    """Returns the parameters that ``--sam-exclude`` leaves to be perturbed.
+
+    Raises:
+        SystemExit: if none is left that is trained. (Not an error that fairseq's trainer would take
+            for a crash of the run and write a checkpoint of: nothing was trained yet.)
+    """
+    if not exclude:
+        return [weight for _, weight in named]
+    chosen = [weight for name, weight in named if not re.search(exclude, name)]
+    trained = [name for name, weight in named if weight.requires_grad]
+    if not any(weight.requires_grad for weight in chosen):
+        raise SystemExit(
+            f"error: argument --sam-exclude: {exclude} is found in the names of all {len(trained)} "
+            f"trained parameters ({', '.join(trained[:3])} ...): it must leave at least one to "
+            "perturb"
+        )
+    logger.info(f"--sam-exclude leaves {len(chosen)} of {len(named)} parameters perturbed")
+    return chosen
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Returns the model or criterion inside fairseq's and torch's data-parallel wrappers."""
+    from fairseq.criterions import FairseqCriterion
+    from fairseq.models import BaseFairseqModel
+
+    while not isinstance(module, (BaseFairseqModel, FairseqCriterion)) and isinstance(
+        getattr(module, "module", None), nn.Module
+    ):
+        module = module.module  # type: ignore[assignment]
+    return module

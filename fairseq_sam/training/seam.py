@@ -1,0 +1,335 @@
+"""Where the plugin meets fairseq's training loop: a training step that can be repeated.
+
+fairseq's trainer calls ``task.train_step`` for each micro-batch, forward and backward in one, and
+``optimizer.step`` afterwards. When a task builds its criterion, :func:`install` sees to it that
+
+* ``task.begin_epoch`` tells the seam the epoch;
+* ``task.train_step``, where the optimizer's configuration says that the step is to be perturbed,
+  runs K + 1 times. Each time it gets the same batch in new containers, and instead of
+  ``optimizer.backward`` that of the pass (:class:`~fairseq_sam.perturbation.Pass`);
+* ``task.reduce_metrics`` logs what there is to know of the perturbation and, on demand, of the
+  layers' gradients.
+
+Whatever a task does in its step is perturbed with it: its own loss, several criterion calls,
+weights on losses. What a step does to the model besides, ``model.set_num_updates``, happens once.
+With any other optimizer all of these only pass their arguments on. The perturbation is computed per
+micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
+"""
+
+import contextlib
+import functools
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
+
+import torch
+from fairseq import criterions
+from fairseq.optim.amp_optimizer import AMPOptimizer
+from torch import Tensor, nn
+
+from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
+from fairseq_sam.perturbation.replay import copy_containers
+from fairseq_sam.perturbation.risk import BackwardPassedBy
+from fairseq_sam.training import decisions, metrics
+from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
+from fairseq_sam.training.gradient_log import GradientLog
+from fairseq_sam.training.optimizers import carrier_of
+from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
+from fairseq_sam.training.samples import split_sentences
+from fairseq_sam.training.weighing import WeighingCriterion
+
+StepOutput = Tuple[Any, Any, Dict[str, Any]]
+
+
+class TrainStep(NamedTuple):
+    """A call of ``task.train_step`` that can be made again, with other batches and criterions."""
+
+    train_step: Callable[..., StepOutput]
+    model: Any
+    criterion: Any
+    optimizer: Any
+    update_num: int
+    ignore_grad: bool
+    kwargs: Dict[str, Any]
+
+    def __call__(self, sample: Any, criterion: Any) -> StepOutput:
+        """Runs the step on a batch of its own, whose containers it may change."""
+        return self.train_step(
+            copy_containers(sample),
+            self.model,
+            criterion,
+            self.optimizer,
+            self.update_num,
+            self.ignore_grad,
+            **self.kwargs,
+        )
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Context in which backward does not reduce gradients across workers."""
+        with contextlib.ExitStack() as stack:
+            for module in (self.model, self.criterion):
+                if hasattr(module, "no_sync"):
+                    stack.enter_context(module.no_sync())
+            yield
+
+
+class Seam:
+    """Connects one task with the perturbation.
+
+    Attributes:
+        epoch: the epoch under way, counted from 1.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.epoch = 1
+        self._task = task
+        self._key: Any = None
+        self._loss: Optional[SharpnessAwareLoss] = None
+        self._gradient_log: Optional[GradientLog] = None
+
+    @property
+    def is_perturbing(self) -> bool:
+        """Whether a step that is sharpness-aware is under way."""
+        return self._loss is not None and self._loss.current is not None
+
+    def call_unperturbed(self, model: nn.Module, **inputs: Any) -> Any:
+        """Calls the model at the weights without the perturbation, from within a criterion.
+
+        For criterions of which a part is not to be perturbed. Outside of a sharpness-aware step
+        this is the model's ordinary call; within, data-parallel wrappers are passed by.
+
+        Args:
+            model: what the criterion was given.
+            **inputs: the model's.
+
+        Raises:
+            SystemExit: the model recomputes activations in the backward pass, when the weights
+                are elsewhere.
+        """
+        if self._loss is None or self._loss.current is None:
+            return model(**inputs)
+        decisions.refuse_checkpointing(unwrap(model))
+        return self._loss.call_unperturbed(unwrap(model), **inputs)
+
+    def train(self, step: TrainStep, sample: Any) -> StepOutput:
+        """Stands in for ``task.train_step``."""
+        carrier: Any = carrier_of(step.optimizer)
+        carrier.has_trained = True
+        config: SharpnessAwareConfig = carrier.sharpness_aware
+        self._note_gradients(step, config)
+        rho, is_open = config.perturbation.rho, config.gate.is_open(self.epoch, step.update_num)
+        if not (rho > 0 and is_open):
+            loss, sample_size, logging_output = step.train_step(sample, *step[1:6], **step.kwargs)
+            return loss, sample_size, metrics.describe_off(logging_output)
+        sharpness_aware = self._loss_for(step, config)
+        samples = [sample]
+        if config.perturbation.per_instance:
+            samples = self._sentences(step, sample)
+        with _once(unwrap(step.model), "set_num_updates", sharpness_aware):
+            outcomes = [
+                self._perturb(step, part, sharpness_aware, is_last=number == len(samples))
+                for number, part in enumerate(samples, 1)
+            ]
+        if config.exclude and not sharpness_aware.weights.has_moved:
+            _refuse_nothing_moved(sharpness_aware, config.exclude)
+        loss = sum(outcome.clean.loss for outcome in outcomes)
+        sample_size = sum(outcome.clean.sample_size for outcome in outcomes)
+        return loss, sample_size, metrics.describe_on(outcomes)
+
+    def _perturb(
+        self, step: TrainStep, sample: Any, sharpness_aware: SharpnessAwareLoss, is_last: bool
+    ) -> Outcome:
+        """Repeats the step; its gradient joins those of the micro-batches before."""
+        optimizer = step.optimizer
+
+        def run(this: Pass) -> ForwardPass:
+            criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
+            with _replaced(optimizer, "backward", this.backward):
+                return ForwardPass(*step(sample, criterion))
+
+        scaler = getattr(optimizer, "scaler", None)
+        dtype = torch.get_autocast_gpu_dtype() if isinstance(optimizer, AMPOptimizer) else None
+        if not torch.cuda.is_available():  # where fairseq's autocast does nothing
+            dtype = None
+        try:
+            with contextlib.nullcontext() if is_last else step.no_sync():
+                return sharpness_aware.run(
+                    run,
+                    backward=optimizer.backward,
+                    scale_loss=_as_it_is if scaler is None else scaler.scale,
+                    no_sync=step.no_sync,
+                    compute_dtype=dtype,
+                )
+        except BackwardPassedBy:
+            _stop(
+                f"argument --task: {type(self._task).__name__}.train_step calls loss.backward() "
+                "itself: it must call optimizer.backward(loss) to be sharpness-aware"
+            )
+
+    def _sentences(self, step: TrainStep, sample: Any) -> List[Any]:
+        padding_idx = getattr(step.criterion, "padding_idx", None)
+        if padding_idx is None:
+            padding_idx = self._task.source_dictionary.pad()
+        try:
+            return split_sentences(sample, padding_idx)
+        except ValueError as error:
+            _stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
+
+    def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
+        named = named_parameters(step.model, step.criterion)
+        key = (config, [id(weight) for _, weight in named])
+        if self._loss is None or key != self._key:
+            _refuse_criterion(unwrap(step.criterion), config)
+            self._loss = None  # its snapshot goes before there is another
+            self._loss = SharpnessAwareLoss(
+                trained=[weight for _, weight in named],
+                settings=config.perturbation,
+                perturbed=select_perturbed(named, config.exclude),
+                modules=[unwrap(step.model), unwrap(step.criterion)],
+            )
+            self._key = key
+        return self._loss
+
+    def _note_gradients(self, step: TrainStep, config: SharpnessAwareConfig) -> None:
+        """Sees to it that the norms of the layers' gradients are logged where flags say so."""
+        if not config.log_gradients:
+            return
+        if self._gradient_log is None or self._gradient_log.optimizer is not step.optimizer:
+            self._gradient_log = GradientLog(
+                named_parameters(step.model, step.criterion), step.optimizer, config.log_gradients
+            )
+        self._gradient_log.update_num = step.update_num
+
+    def log(self, logging_outputs: List[Dict[str, Any]], criterion: Any) -> None:
+        """Logs what there is to know of the perturbation and of the gradients."""
+        metrics.log(logging_outputs, criterion)
+        if self._gradient_log is not None:
+            self._gradient_log.log()
+
+
+def _as_it_is(loss: Tensor) -> Tensor:
+    return loss
+
+
+def _stop(reason: str) -> NoReturn:
+    """Ends the run, past what fairseq's trainer does when a run crashes: nothing was trained."""
+    raise SystemExit(f"error: {reason}") from None
+
+
+def _refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> None:
+    """Refuses a criterion that does not go with the method."""
+    names = (n for n, cls in criterions.CRITERION_REGISTRY.items() if cls is type(criterion))
+    name = str(next(names, type(criterion).__name__))
+    if config.perturbation.needs_sentences:
+        try:
+            require_sentences(type(criterion), name)
+        except ValueError as error:
+            _stop(str(error))
+    if config.perturbation.per_instance and getattr(criterion, "couples_sentences", False):
+        _stop(
+            f"argument --criterion: {name} needs the other sentences of the batch: it cannot be "
+            "perturbed sentence by sentence"
+        )
+
+
+def _refuse_nothing_moved(sharpness_aware: SharpnessAwareLoss, exclude: str) -> None:
+    if any(weight.grad is not None for weight in sharpness_aware.trained):
+        _stop(
+            f"argument --sam-exclude: {exclude} leaves no weight that has a gradient: it must "
+            "leave at least one to perturb"
+        )
+
+
+@contextlib.contextmanager
+def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Context in which an object's attribute is another."""
+    attributes = vars(holder)
+    before = attributes.get(name, attributes)  # the dictionary itself stands for none
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        if before is attributes:
+            del attributes[name]
+        else:
+            attributes[name] = before
+
+
+@contextlib.contextmanager
+def _once(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> Iterator[None]:
+    """Context in which a method of the model is called once, in whatever pass calls it first.
+
+    Called again, a teacher that follows the model (data2vec) would follow it twice a step.
+    """
+    original = getattr(model, name, None)
+    if original is None:
+        yield
+        return
+    called: List[bool] = []
+
+    def once(*args: Any, **kwargs: Any) -> None:
+        if called or sharpness_aware.current is None:
+            return
+        called.append(True)
+
+        def call() -> None:
+            with _replaced(model, name, original):  # a teacher is a copy of the model as it is
+                original(*args, **kwargs)
+
+        sharpness_aware.current.once(call)
+
+    with _replaced(model, name, once):
+        yield
+
+
+def connect(task: Any) -> None:
+    """Connects a task with the perturbation, once."""
+    if hasattr(task, "sharpness_aware_seam"):
+        return
+    seam = task.sharpness_aware_seam = Seam(task)
+    begin_epoch, train_step, reduce_metrics = task.begin_epoch, task.train_step, task.reduce_metrics
+
+    @functools.wraps(begin_epoch)
+    def noting_epoch(epoch: int, model: Any, *args: Any, **kwargs: Any) -> Any:
+        seam.epoch = epoch
+        return begin_epoch(epoch, model, *args, **kwargs)
+
+    @functools.wraps(train_step)
+    def perturbed_step(
+        sample: Any,
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        if carrier_of(optimizer) is None:
+            return train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad, **kwargs
+            )
+        step = TrainStep(train_step, model, criterion, optimizer, update_num, ignore_grad, kwargs)
+        return seam.train(step, sample)
+
+    @functools.wraps(reduce_metrics)
+    def with_perturbation(logging_outputs: List[Dict[str, Any]], criterion: Any) -> Any:
+        reduce_metrics(metrics.without_ours(logging_outputs), criterion)
+        seam.log(logging_outputs, criterion)
+
+    task.begin_epoch, task.train_step = noting_epoch, perturbed_step
+    task.reduce_metrics = with_perturbation
+
+
+def install() -> None:
+    """Connects every task that builds a criterion from now on."""
+    if getattr(criterions.build_criterion, "connects_tasks", False):
+        return
+    build = criterions.build_criterion
+
+    @functools.wraps(build)
+    def build_criterion(cfg: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
+        criterion = build(cfg, task, *args, **kwargs)
+        connect(task)
+        return criterion
+
+    build_criterion.connects_tasks = True  # type: ignore[attr-defined]
+    criterions.build_criterion = build_criterion
