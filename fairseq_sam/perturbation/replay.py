@@ -214,7 +214,8 @@ def copy_containers(value: Any) -> Any:
 def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
     """Returns the format that autocast computes in, None where it is off."""
     if hasattr(torch, "get_autocast_dtype"):  # torch >= 2.4
-        enabled = torch.is_autocast_enabled(device.type)
+        known = torch.amp.is_autocast_available(device.type)
+        enabled = known and torch.is_autocast_enabled(device.type)
         return torch.get_autocast_dtype(device.type) if enabled else None
     if device.type == "cuda" and torch.is_autocast_enabled():
         return torch.get_autocast_gpu_dtype()

@@ -272,8 +272,11 @@ def _once(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> I
         called.append(True)
 
         def call() -> None:
-            with _replaced(model, name, original):  # a teacher is a copy of the model as it is
+            stand_in = vars(model).pop(name)  # a teacher is a copy of the model, without it
+            try:
                 original(*args, **kwargs)
+            finally:
+                vars(model)[name] = stand_in
 
         sharpness_aware.current.once(call)
 

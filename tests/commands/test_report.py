@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.optim.flags import SharpnessAwareConfig
-from fairseq_sam.optim.gate import Gate
+from fairseq_sam.training.flags import SharpnessAwareConfig
+from fairseq_sam.training.gate import Gate
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.reporting.plot import (
     radius_curves,
@@ -34,7 +34,7 @@ def write_run(directory, sharpness=None, shift=0.0, bleu=30.0, described=""):
     directory.mkdir(parents=True)
     with open(directory / "train.log", "w") as log:
         log.write("2024-01-01 00:00:00 | INFO | fairseq.tasks | {'not': json}\n")
-        log.write(f"2024-01-01 00:00:00 | INFO | fairseq_sam.optim | {described}\n")
+        log.write(f"2024-01-01 00:00:00 | INFO | fairseq_sam.training.optimizers | {described}\n")
         for epoch in (1, 2, 3):
             on = sharpness is not None and epoch > 1
             stats = {"loss": 9 - epoch, "train_wall": 30 if on else 10, "perturbation_on": int(on)}

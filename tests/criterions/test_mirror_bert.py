@@ -13,7 +13,7 @@ from torch import Tensor
 import fairseq_sam
 from fairseq_sam.criterions.mirror_bert import MirrorBertCriterion
 from fairseq_sam.criterions.registration import per_sentence_name_of
-from fairseq_sam.seam import Seam
+from fairseq_sam.training.seam import Seam
 from tests.criterions.conftest import _args, roberta_architecture
 from tests.criterions.test_contrastive import loop_info_nce
 
@@ -160,7 +160,7 @@ def test_flags_out_of_range(settings: Dict[str, Any], said: str) -> None:
 def test_outside_of_a_sharpness_aware_step_the_seam_calls_the_model() -> None:
     _, model = make()
     tokens = sample_of(rows())["net_input"]["src_tokens"]
-    seam = Seam()
+    seam = Seam(task=None)
     assert not seam.is_perturbing
     found = seam.call_unperturbed(model.eval(), src_tokens=tokens, features_only=True)[0]
     assert torch.equal(found, model(src_tokens=tokens, features_only=True)[0])

@@ -135,7 +135,7 @@ def test_flags_reach_the_engine(fairseq_train: Callable[..., Run], engines: Any)
     settings = engines[-1].settings
     assert (settings.eta, settings.beta, settings.probe_radius) == (0.002, 7.0, 0.3)
     assert (settings.rho, settings.weighting) == (0.02, "published")
-    described = [line for line in run.output.splitlines() if "| fairseq_sam.optim |" in line]
+    described = [line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line]
     assert "published sentence weights" in described[0]
 
 
@@ -163,14 +163,14 @@ def test_an_epoch_counts_the_batches_that_fell_back(
 
     monkeypatch.setattr(PerSentenceCriterion, "per_sentence_losses", per_sentence_losses)
     monkeypatch.setattr(PerSentenceCriterion, "losses_only", losses_only)
-    call = SharpnessAwareLoss.__call__
+    call = SharpnessAwareLoss.run
 
     def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
         outcome = call(self, *args, **kwargs)
         batches.append(1)
         return outcome
 
-    monkeypatch.setattr(SharpnessAwareLoss, "__call__", counting)
+    monkeypatch.setattr(SharpnessAwareLoss, "run", counting)
     run = fairseq_train(PUBLISHED, CROSS_ENTROPY, "--max-epoch 1")
     assert run.values("perturbation_uniform") == [0, 1, 0, 0, 1, 0]
     assert run.values("perturbation_uniform", "train") == pytest.approx([1 / 3], abs=1e-6)

@@ -121,7 +121,7 @@ def test_the_progress_bar_shows_them(fairseq_train):
 
 def test_the_start_of_the_run_says_what_was_chosen(fairseq_train):
     run = fairseq_train("--optimizer ga_sam --sam-rho 0.25 --sam-steps 2 --max-update 1")
-    chosen = [line for line in run.output.splitlines() if "| fairseq_sam.optim |" in line]
+    chosen = [line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line]
     assert len(chosen) == 1
     for part in ("ga_sam", "rho 0.25", "linf", "gradient-strength", "layer", "2 step", "adam"):
         assert part in chosen[0]
@@ -135,7 +135,7 @@ def test_a_small_radius_is_not_logged_as_zero(fairseq_train):
 
 def test_numbers_stay_on_the_device(fairseq_train, monkeypatch):
     """Nothing is turned into a Python number for the logs while a batch is under way."""
-    from fairseq_sam import metrics
+    from fairseq_sam.training import metrics
 
     kept = []
     describe = metrics.describe_on

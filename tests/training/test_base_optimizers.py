@@ -30,7 +30,7 @@ def names():
     import fairseq_sam
 
     fairseq_sam.register()
-    from fairseq_sam.optim.base import base_names
+    from fairseq_sam.training.base_optimizers import base_names
 
     return base_names()
 

@@ -5,8 +5,8 @@ import torch
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.logging import metrics as fairseq_metrics
 
-from fairseq_sam import metrics
-from fairseq_sam.perturbation import ForwardPass, Outcome, PerturbedWeights, method_settings
+from fairseq_sam.perturbation import ForwardPass, Outcome
+from fairseq_sam.training import metrics
 
 CRITERION = CrossEntropyCriterion(task=None, sentence_avg=False)
 
@@ -25,7 +25,6 @@ def outcome(clean=8.0, perturbed=10.0, ntokens=4, norm=0.5, realised=None, finit
         return ForwardPass(torch.tensor(loss), ntokens, logging_output(loss, ntokens))
 
     return Outcome(
-        loss=torch.tensor(perturbed),
         clean=a_pass(clean),
         perturbed=a_pass(perturbed),
         norm=torch.tensor(norm),
@@ -83,23 +82,13 @@ def test_small_numbers_are_not_rounded_to_nothing():
 
 def test_the_criterion_gets_back_what_it_made():
     theirs = logging_output()
-    for ours in (metrics.describe_off(theirs), metrics.describe_dummy(theirs, ["sam_loss"])):
+    for ours in (metrics.describe_off(theirs), described()):
         assert metrics.without_ours([ours]) == [theirs]
     assert metrics.without_ours([described()]) == [outcome().clean.extra]
 
 
 def test_the_logging_output_is_that_of_the_clean_pass():
     assert described(8.0, 10.0)["loss"] == 8.0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_worker_without_data_has_the_keys_of_the_others(dtype):
-    """fairseq sums the logging outputs of workers key by key."""
-    settings = method_settings("sam")
-    weights = PerturbedWeights([torch.zeros(2, dtype=dtype)], settings)
-    real = described(realised=0.5 if dtype == torch.bfloat16 else None)
-    dummy = metrics.describe_dummy(logging_output(), metrics.keys_of(settings, weights))
-    assert sorted(dummy) == sorted(real)
 
 
 def test_sentences_perturbed_on_their_own_add_up():
@@ -111,3 +100,15 @@ def test_sentences_perturbed_on_their_own_add_up():
     assert values["perturbation_norm"] == 0.5
     bits = (14.0 - 11.0) / 6 / torch.log(torch.tensor(2.0)).item()
     assert values["sharpness"] == pytest.approx(bits, abs=1e-3)
+
+
+def test_nested_and_textual_logs_of_sentences():
+    each = [
+        outcome(8.0, 10.0)._replace(clean=ForwardPass(8.0, 4, log))
+        for log in (
+            {"loss": 1.0, "by_head": {"first": 2}, "text": "a b", "missing later": 5},
+            {"loss": 2.0, "by_head": {"first": 3}, "text": "c"},
+        )
+    ]
+    both = metrics.without_ours([metrics.describe_on(each)])[0]
+    assert both == {"loss": 3.0, "by_head": {"first": 5}, "text": "a b", "missing later": 5}

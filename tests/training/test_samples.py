@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairseq_sam.samples import split_sentences
+from fairseq_sam.training.samples import split_sentences
 
 PAD = 1
 quick = settings(max_examples=50, deadline=None)
