@@ -3,11 +3,12 @@
 A method is a choice of independent parts (:mod:`~fairseq_sam.perturbation.settings`). Where it is
 computed: T, its groups, the step and the projection in ``ascent``; the weights' way to w + a and
 back in ``weights``; what the passes of a step share in ``replay``; δ-SAM's weights in
-``sentence_weights``; the step itself in ``risk``.
+``sentence_weights``; the passes of a step in ``step``; what a user calls in ``risk``.
 """
 
-from fairseq_sam.perturbation.risk import ForwardPass, Outcome, Pass, SharpnessAwareLoss
+from fairseq_sam.perturbation.risk import SharpnessAwareLoss
 from fairseq_sam.perturbation.settings import METHODS, PerturbationSettings, method_settings
+from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 __all__ = [

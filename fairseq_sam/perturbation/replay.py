@@ -189,26 +189,26 @@ def _same_numpy_state(one: Any, other: Any) -> bool:
     return bool(one[2:] == other[2:] and one[0] == other[0] and np.array_equal(one[1], other[1]))
 
 
-def copy_containers(value: Any) -> Any:
-    """Returns a copy of nested dictionaries, lists and tuples that shares what they hold.
+def copy_batch(value: Any) -> Any:
+    """Returns a copy of nested dictionaries, lists, tuples and tensors; other things are shared.
 
-    A criterion or task that adds rows to a batch or pops a key then changes its own copy.
+    A criterion or task that adds rows to a batch, pops a key or writes into the target then changes
+    a copy of its own.
 
     >>> sample = {"net_input": {"src_tokens": torch.zeros(1)}, "id": [7]}
-    >>> copy = copy_containers(sample)
-    >>> copy is sample or copy["net_input"] is sample["net_input"]
-    False
-    >>> copy["net_input"]["src_tokens"] is sample["net_input"]["src_tokens"]
-    True
+    >>> copy = copy_batch(sample)
+    >>> _ = copy["net_input"].pop("src_tokens").fill_(1), copy["id"].append(8)
+    >>> sample
+    {'net_input': {'src_tokens': tensor([0.])}, 'id': [7]}
     """
     if isinstance(value, dict):
         result = value.copy()
         for key, entry in value.items():
-            result[key] = copy_containers(entry)
+            result[key] = copy_batch(entry)
         return result
     if type(value) in (list, tuple):
-        return type(value)(copy_containers(entry) for entry in value)
-    return value
+        return type(value)(copy_batch(entry) for entry in value)
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:

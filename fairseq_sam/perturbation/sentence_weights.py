@@ -194,7 +194,6 @@ class SentenceProbes:
         self._settings = settings
         self._seen: List[List[Tensor]] = []
         self._ratio: Union[float, Tensor] = 1.0
-        self._displacement: Tuple[List[Tensor], float] = ([], 0.0)
         self._weights: List[SentenceWeights] = []
         self._applied: List[List[Tensor]] = []
 
@@ -212,18 +211,12 @@ class SentenceProbes:
         torch._foreach_mul_(direction, [length.to(part) for part in direction])
         self._ratio = self._settings.rho / length
         for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
-            self._displacement = (direction, sign)
             self._seen.append([])
-            self.displace_again(weights)
+            weights.displace(direction, sign)
             try:
                 yield
             finally:
                 weights.restore()
-        self._displacement = ([], 0.0)
-
-    def displace_again(self, weights: PerturbedWeights) -> None:
-        """Moves the weights from w to where the probe under way has them."""
-        weights.displace(*self._displacement)
 
     def begin_pass(self) -> None:
         """Begins a pass: its first mini-batch comes next."""

@@ -5,7 +5,8 @@ of a perturbation of that size. Stochastic rounding keeps it in expectation: eac
 one of its two neighbours with probabilities that make the mean exact.
 """
 
-from typing import List, Optional, Sequence, Tuple
+import contextlib
+from typing import Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -171,6 +172,21 @@ class PerturbedWeights:
             self.perturbed = False
             self._exact = []
             torch.clear_autocast_cache()
+
+    @contextlib.contextmanager
+    def at_w(self) -> Iterator[None]:
+        """Context in which the weights are at w, wherever they are; costs a copy if elsewhere."""
+        if not self.perturbed:
+            yield
+            return
+        elsewhere = [weight.detach().clone() for weight in self.weights]
+        with torch.no_grad():
+            foreach.copy_(self.weights, self._snapshot)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                foreach.copy_(self.weights, elsewhere)
 
     def origins(self) -> List[Tuple[Tensor, Tensor]]:
         """Returns each weight with its value at w, which is not to be changed; none at w itself."""

@@ -5,7 +5,7 @@ fairseq's trainer calls ``task.train_step`` for each micro-batch, forward and ba
 
 * ``task.begin_epoch`` tells the seam the epoch;
 * ``task.train_step``, where the optimizer's configuration says that the step is to be perturbed,
-  runs K + 1 times. Each time it gets the same batch in new containers, and instead of
+  runs K + 1 times. Each time it gets a copy of the batch, and instead of
   ``optimizer.backward`` that of the pass (:class:`~fairseq_sam.perturbation.Pass`);
 * ``task.reduce_metrics`` logs what there is to know of the perturbation and, on demand, of the
   layers' gradients.
@@ -26,8 +26,8 @@ from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
-from fairseq_sam.perturbation.replay import copy_containers
-from fairseq_sam.perturbation.risk import BackwardPassedBy
+from fairseq_sam.perturbation.replay import autocast_dtype, copy_batch
+from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import decisions, metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
@@ -51,9 +51,9 @@ class TrainStep(NamedTuple):
     kwargs: Dict[str, Any]
 
     def __call__(self, sample: Any, criterion: Any) -> StepOutput:
-        """Runs the step on a batch of its own, whose containers it may change."""
+        """Runs the step on a copy of the batch, which it may change."""
         return self.train_step(
-            copy_containers(sample),
+            copy_batch(sample),
             self.model,
             criterion,
             self.optimizer,
@@ -147,9 +147,6 @@ class Seam:
                 return ForwardPass(*step(sample, criterion))
 
         scaler = getattr(optimizer, "scaler", None)
-        dtype = torch.get_autocast_gpu_dtype() if isinstance(optimizer, AMPOptimizer) else None
-        if not torch.cuda.is_available():  # where fairseq's autocast does nothing
-            dtype = None
         try:
             with contextlib.nullcontext() if is_last else step.no_sync():
                 return sharpness_aware.run(
@@ -157,7 +154,7 @@ class Seam:
                     backward=optimizer.backward,
                     scale_loss=_as_it_is if scaler is None else scaler.scale,
                     no_sync=step.no_sync,
-                    compute_dtype=dtype,
+                    compute_dtype=_compute_dtype(optimizer, sharpness_aware.trained[0].device),
                 )
         except BackwardPassedBy:
             _stop(
@@ -208,6 +205,14 @@ class Seam:
 
 def _as_it_is(loss: Tensor) -> Tensor:
     return loss
+
+
+def _compute_dtype(optimizer: Any, device: torch.device) -> Optional[torch.dtype]:
+    """Returns the format of fairseq's autocast, which it turns on within the step (``--amp``)."""
+    if not (isinstance(optimizer, AMPOptimizer) and device.type == "cuda"):
+        return None
+    with torch.autocast(device.type):
+        return autocast_dtype(device)
 
 
 def _stop(reason: str) -> NoReturn:
@@ -278,7 +283,8 @@ def _once(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> I
             finally:
                 vars(model)[name] = stand_in
 
-        sharpness_aware.current.once(call)
+        sharpness_aware.current.at_w(call)
+        sharpness_aware.current.start_here()
 
     with _replaced(model, name, once):
         yield

@@ -122,7 +122,7 @@ def test_weights_are_in_place_after_a_failure(
     call = SharpnessAwareLoss.call_unperturbed
 
     def failing(self: Any, module: Any, **inputs: Any) -> Any:
-        if self.weights.perturbed and not self._ascending:
+        if self.weights.perturbed and not self.current.ascends:
             restored.append(self)
             raise RuntimeError("made to fail")
         return call(self, module, **inputs)

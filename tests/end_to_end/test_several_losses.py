@@ -74,8 +74,9 @@ def test_two_backwards_of_one_batch_are_two_micro_batches(fairseq_train, monkeyp
         torch.testing.assert_close(twice.weights()[key], weight, rtol=1e-4, atol=1e-4)
 
 
-def test_a_loss_that_the_task_scales_scales_the_whole_gradient(fairseq_train, monkeypatch):
-    """Tasks weigh losses before backward: the inner passes' gradients follow."""
+@pytest.mark.parametrize(("method", "rho"), [("sam", 0.01), ("ga_sam", 0.03)])
+def test_a_loss_that_the_task_weighs_is_the_loss(fairseq_train, monkeypatch, method, rho):
+    """Perturbation and gradient are those of 3 L: GA-SAM's T falls as the gradient grows."""
     from fairseq.tasks.fairseq_task import FairseqTask
 
     step = FairseqTask.train_step
@@ -93,10 +94,10 @@ def test_a_loss_that_the_task_scales_scales_the_whole_gradient(fairseq_train, mo
     def weighed(self, sample, model, criterion, optimizer, *args, **kwargs):
         return step(self, sample, model, criterion, Weighing(optimizer), *args, **kwargs)
 
-    flags = "--optimizer ga_sam --base-optimizer sgd --sam-rho 0.01 --max-update 1 --dropout 0"
-    plain = fairseq_train(flags, "--lr 0.3")
+    flags = f"--optimizer {method} --base-optimizer sgd --max-update 1 --dropout 0"
+    plain = fairseq_train(flags, "--sam-rho 0.01 --lr 0.3")
     monkeypatch.setattr(FairseqTask, "train_step", weighed)
-    scaled = fairseq_train(flags, "--lr 0.1")
+    scaled = fairseq_train(flags, f"--sam-rho {rho} --lr 0.1")
     assert scaled.values("gnorm") == pytest.approx([3 * plain.values("gnorm")[0]], rel=1e-2)
     for key, weight in plain.weights().items():
         torch.testing.assert_close(scaled.weights()[key], weight, rtol=1e-5, atol=1e-6)

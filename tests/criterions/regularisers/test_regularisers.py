@@ -14,7 +14,7 @@ from fairseq_sam.criterions import per_sentence_name_of
 from fairseq_sam.criterions.regularisers import REGISTERED
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import perturbed_embeddings
-from fairseq_sam.criterions.regularisers.moving_average import MovingAverage, moving_average
+from fairseq_sam.training.moving_average import MovingAverage, moving_average
 from tests.criterions.test_fairseq_train_per_sentence import RUNS
 
 PAD = 1

@@ -1,0 +1,245 @@
+"""A training step, run several times: what its passes do to the weights and their gradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, NamedTuple, Optional, Union
+
+import torch
+from torch import Tensor
+
+from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.foreach import Gradients
+from fairseq_sam.perturbation.replay import Replay, autocast_off
+from fairseq_sam.perturbation.sentence_weights import SentenceProbes
+
+if TYPE_CHECKING:
+    from fairseq_sam.perturbation.risk import SharpnessAwareLoss
+
+
+class ForwardPass(NamedTuple):
+    """What one pass gives.
+
+    Attributes:
+        loss: scalar with a graph, summed as the training loop wants it.
+        sample_size: what the loss is divided by for its mean (``loss_reduction="mean"``).
+        extra: anything else; handed through.
+        losses: the loss of each sentence [batch], whose sum ``loss`` is; only δ-SAM asks for it.
+    """
+
+    loss: Union[Tensor, float]
+    sample_size: Union[int, float, Tensor] = 1
+    extra: Any = None
+    losses: Optional[Tensor] = None
+
+
+class Outcome(NamedTuple):
+    """What one sharpness-aware step gives.
+
+    Attributes:
+        clean: the pass at w.
+        perturbed: the pass at w + a_K.
+        norm: ‖a_K‖₂, a scalar tensor.
+        realised: ⟨r, a⟩/⟨a, a⟩ over the half-precision weights, r being what the last ascent step
+            changed in them and a what it asked for; None where all weights have full precision.
+        finite: boolean scalar tensor; false where an inner pass overflowed and the batch was
+            therefore trained on without perturbation.
+        uniform: boolean scalar tensor; true where δ-SAM's sentence weights told nothing (all
+            zero, or not finite) and uniform ones took their place; None without δ-SAM.
+    """
+
+    clean: ForwardPass
+    perturbed: ForwardPass
+    norm: Tensor
+    realised: Optional[Tensor]
+    finite: Tensor
+    uniform: Optional[Tensor] = None
+
+
+class BackwardPassedBy(RuntimeError):
+    """A pass left gradients without having called :meth:`Pass.backward`."""
+
+
+class Pass:
+    """One pass of a step, for whoever runs it.
+
+    Attributes:
+        ascends: whether it only serves to find the perturbation.
+        probes: whether it is only looked at, without gradients, and for the losses alone.
+        weighs: whether the loss is to be :meth:`weigh` of the sentences' losses.
+    """
+
+    def __init__(
+        self, step: RepeatedStep, ascends: bool, probes: bool = False, weighs: bool = False
+    ) -> None:
+        self.ascends, self.probes, self.weighs = ascends, probes, weighs
+        self._step = step
+        self.num_backward = 0
+
+    def backward(self, loss: Tensor) -> None:
+        """Stands in for ``loss.backward()``; as often a pass as there are losses."""
+        self.num_backward += 1
+        if self.probes:
+            return
+        if self.ascends:
+            self._step.backward_of_ascent(loss, self.weighs)
+        else:
+            self._step.backward_of_training(loss)
+
+    def weigh(self, losses: Tensor) -> Tensor:
+        """Returns the sum of the losses [batch] of a mini-batch, to go :meth:`backward` from."""
+        return self._step.sentences.weigh(losses, self.probes)
+
+    def at_w(self, function: Callable[[], Any]) -> Any:
+        """Calls a function with the weights at w, wherever this pass has them."""
+        return self._step.call_at_w(function)
+
+    def start_here(self) -> None:
+        """Lets the later passes start from the state as it is now, within the first.
+
+        For what a training step does that must happen once, and not again in its repetitions.
+        """
+        self._step.replay.start_here()
+
+
+class RepeatedStep:
+    """A step under way: what its passes share."""
+
+    def __init__(
+        self,
+        loss: SharpnessAwareLoss,
+        backward: Callable[[Tensor], None],
+        scale_loss: Callable[[Tensor], Tensor],
+        compute_dtype: Optional[torch.dtype],
+    ) -> None:
+        self._loss, self._settings, self._weights = loss, loss.settings, loss.weights
+        self._backward, self._scale_loss = backward, scale_loss
+        self._compute_dtype = compute_dtype
+        self._weights.begin()
+        self.sentences = SentenceProbes(loss.settings)
+        self._clean: Optional[ForwardPass] = None
+        self._risk: Gradients = []
+        self._share = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
+        self.replay = Replay(loss.modules, loss.trained)
+        self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
+
+    def finish(self) -> None:
+        """Puts back what a pass may change, and the gradients of before where a pass failed."""
+        self.replay.finish()
+        if self._accumulated is not None:
+            foreach.put_gradients(self._loss.trained, self._accumulated)
+
+    def probe(
+        self, step: Callable[[Pass], ForwardPass], no_sync: Callable[[], ContextManager[Any]]
+    ) -> None:
+        """Looks at the sentences' losses at w + h r and, for the published weights, w − h r."""
+        dtype = self._compute_dtype or self._weights.weights[0].dtype
+        for _ in self.sentences.displace(self._weights, dtype):
+            with self.replay.probing(), no_sync(), torch.no_grad():
+                self._run(step, Pass(self, ascends=True, probes=True, weighs=True))
+
+    def ascend(
+        self, step: Callable[[Pass], ForwardPass], no_sync: Callable[[], ContextManager[Any]]
+    ) -> None:
+        """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
+        this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
+        with self.replay.one_pass(), no_sync():
+            output = self._run(step, this)
+        self._clean = self._clean or _detached(output)
+        gradients = foreach.take_gradients(self._loss.trained)
+        if not this.num_backward and any(gradient is not None for gradient in gradients):
+            raise BackwardPassedBy("the step called loss.backward() itself")
+        if self._settings.risk == "mean" and not this.weighs:
+            foreach.add_gradients_(self._risk, gradients)
+        self._weights.ascend(
+            [gradients[i] for i in self._loss.chosen],
+            others=[gradients[i] for i in self._loss.unmoved],
+            divisor=self._divisor(self._clean),
+            compute_dtype=self._compute_dtype,
+        )
+
+    def train(self, step: Callable[[Pass], ForwardPass]) -> Outcome:
+        """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
+        foreach.put_gradients(self._loss.trained, self._accumulated or [])
+        with self.replay.one_pass():
+            output = self._run(step, Pass(self, ascends=False))
+            self._add_risk()  # of inner passes, where this one had no loss at all
+        self._accumulated = None
+        assert self._clean is not None  # num_steps >= 1
+        weights = self._weights
+        realised = weights.realised if weights.low_precision else None
+        uniform = self.sentences.uniform()
+        perturbed = _detached(output)
+        return Outcome(self._clean, perturbed, weights.norm, realised, weights.finite, uniform)
+
+    def _run(self, step: Callable[[Pass], ForwardPass], this: Pass) -> ForwardPass:
+        self.sentences.begin_pass()
+        self._loss.current = this
+        try:
+            return step(this)
+        finally:
+            self._loss.current = None
+
+    def call_at_w(self, function: Callable[[], Any]) -> Any:
+        """Calls a function at w: δ-SAM's probes, which are elsewhere, come first."""
+        with self._weights.at_w():
+            return function()
+
+    def backward_of_ascent(self, loss: Tensor, weighs: bool) -> None:
+        """Runs backward for the ascent's gradient and, under the mean risk, for the risk's.
+
+        Without sentence weights the two are one. With them the mean risk, which is unweighted,
+        takes a backward pass of its own.
+        """
+        loss = loss * self._share if self._share != 1.0 else loss
+        if weighs and self._settings.risk == "mean":
+            trained = self._loss.trained
+            before = foreach.take_gradients(trained)
+            self.sentences.apply_weights(False)
+            with autocast_off(loss.device):
+                self._scale_loss(loss).backward(retain_graph=True)
+            foreach.add_gradients_(self._risk, foreach.take_gradients(trained))
+            foreach.put_gradients(trained, before)
+        self.sentences.apply_weights(True)
+        self._backward(loss)
+
+    def backward_of_training(self, loss: Tensor) -> None:
+        """Runs backward for the gradient that is trained on.
+
+        The inner passes' part joins just before: what is in ``p.grad`` by then is reduced across
+        workers with the rest, like that of the micro-batches before.
+        """
+        self._add_risk()
+        if self._settings.risk == "mean":
+            # Where an inner pass overflowed, the loss alone: it was computed at w.
+            finite = self._weights.finite.to(loss.device)
+            one = torch.ones_like(loss.detach())
+            loss = loss * torch.where(finite, one * self._share, one)
+        self._backward(loss)
+
+    @torch.no_grad()
+    def _add_risk(self) -> None:
+        gradients, self._risk = self._risk, []
+        present = [gradient for gradient in gradients if gradient is not None]
+        if not present:
+            return
+        finite = self._weights.finite
+        foreach.discard_non_finite_(present, finite)
+        torch._foreach_mul_(present, [finite.to(gradient) for gradient in present])
+        own = foreach.take_gradients(self._loss.trained)
+        foreach.add_gradients_(own, gradients)
+        foreach.put_gradients(self._loss.trained, own)
+
+    def _divisor(self, clean: ForwardPass) -> Tensor:
+        """What the gradients are to be divided by to become those that the scales see."""
+        divisor = self._scale_loss(torch.ones((), device=self._loss.trained[0].device))
+        divisor = divisor * self._share
+        if self._settings.loss_reduction == "mean":
+            size = clean.sample_size
+            # A batch without targets has sample size 0 and no gradient either.
+            divisor = divisor * (size.clamp(min=1) if torch.is_tensor(size) else max(size, 1))
+        return divisor
+
+
+def _detached(output: ForwardPass) -> ForwardPass:
+    loss = output.loss.detach() if isinstance(output.loss, Tensor) else output.loss
+    return ForwardPass(loss, output.sample_size, output.extra)
