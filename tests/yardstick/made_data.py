@@ -1,6 +1,7 @@
 """Data for every kind of task, made in a fraction of a second and without any other package."""
 
 import random
+import types
 from pathlib import Path
 from typing import List, Sequence
 
@@ -70,10 +71,10 @@ def many_languages(folder: Path) -> Path:
 
 
 def text_of_languages(folder: Path) -> Path:
-    """A folder of German and one of English, with one dictionary."""
+    """A folder of German and a larger one of English, with one dictionary."""
     write_dictionary(folder / "dict.txt")
-    for language, seed in (("de", 1), ("en", 2)):
-        write_indexed(folder / language / "train", made_sentences(seed))
+    for language, count in (("de", 16), ("en", 24)):
+        write_indexed(folder / language / "train", made_sentences(count, count))
     return folder
 
 
@@ -94,6 +95,20 @@ def text_of_bert(folder: Path) -> Path:
     return folder
 
 
+def pairs_and_text_of_bert(folder: Path) -> Path:
+    """Both, for a translator that starts from a language model."""
+    return text_of_bert(text_pairs(folder))
+
+
+def two_channels(folder: Path) -> Path:
+    """The units of two speakers in a dialogue."""
+    for channel, seed in (("unitA", 1), ("unitB", 2)):
+        write_dictionary(folder / f"dict.{channel}.txt")
+        same_lengths = [torch.cat([each[:3], each[-1:]]) for each in made_sentences(seed)]
+        write_indexed(folder / f"train.{channel}", same_lengths)
+    return folder
+
+
 def labelled_text(folder: Path) -> Path:
     """Pairs of sentences in two classes, and the score of a pair."""
     for part, seed in (("input0", 1), ("input1", 2), ("input2", 3)):
@@ -107,8 +122,16 @@ def labelled_text(folder: Path) -> Path:
     return folder
 
 
+def ranked_text(folder: Path) -> Path:
+    """Which of two sentences is the better one."""
+    labelled_text(folder)
+    labels = "".join(f"{index % 2}\n" for index in range(NUM_SENTENCES))
+    (folder / "label" / "train.label").write_text(labels)
+    return folder
+
+
 def sound(folder: Path) -> Path:
-    """Waves of about 0.2 s as arrays, which :func:`fake_soundfile` reads, and their letters."""
+    """Waves of about 0.2 s as arrays, which the tests' ``soundfile`` reads, and their letters."""
     rng = np.random.RandomState(1)
     rows = []
     for index in range(NUM_SENTENCES):
@@ -124,9 +147,10 @@ def sound(folder: Path) -> Path:
     (folder / "train.ltr").write_text("".join(f"{line}\n" for line in lines))
     (folder / "train.wrd").write_text("".join(f"{line}\n" for line in lines))
     clusters = [
-        " ".join(str(rng.randint(8)) for _ in range(12 + index)) for index in range(NUM_SENTENCES)
+        " ".join(str(rng.randint(8)) for _ in range(16 + index // 4)) for index in range(NUM_SENTENCES)
     ]
     (folder / "train.km").write_text("".join(f"{line}\n" for line in clusters))
+    write_dictionary(folder / "dict.cls.txt", ["0", "1"])
     (folder / "train.cls").write_text("".join(f"{i % 2}\n" for i in range(NUM_SENTENCES)))
     return folder
 
@@ -174,7 +198,7 @@ letters:
 """
 
 FIRST_PASS = """\
-text:
+target_text:
   decoder_type: transformer
   dict: "{folder}/dict.txt"
   data: "{folder}/text"
@@ -245,3 +269,15 @@ def units(folder: Path) -> Path:
 def spoken(folder: Path) -> Path:
     """Text to speech."""
     return speech(folder) / "spoken"
+
+
+def soundfile() -> types.ModuleType:
+    """Returns a module that reads arrays as the package ``soundfile`` reads sound."""
+    module = types.ModuleType("soundfile")
+
+    def read(path, always_2d=False, **_):
+        wave = np.load(path)
+        return (wave[:, None] if always_2d else wave), 16000
+
+    module.read = read  # type: ignore[attr-defined]
+    return module

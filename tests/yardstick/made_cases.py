@@ -1,0 +1,3 @@
+"""placeholder"""
+MADE_CASES = []
+REFUSED = []

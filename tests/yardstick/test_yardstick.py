@@ -1,0 +1,43 @@
+"""With a radius of nothing, training is Adam's, whatever fairseq is asked to train.
+
+One property over everything that fairseq registers: ``--optimizer sam --sam-rho 1e-12`` gives the
+losses, gradient norms, weights, buffers and random states of ``--optimizer adam``, and a sharpness
+of 0. And a radius that matters does something: nothing trains unperturbed without a word.
+"""
+
+import pytest
+import torch
+
+from tests.yardstick.cases import CASES
+from tests.yardstick.made_cases import MADE_CASES, REFUSED
+from tests.yardstick.runs import Case, differences, refusal, sharpness_is_zero, train
+
+NOTHING = "--optimizer sam --sam-rho 1e-12"
+MUCH = "--optimizer sam --sam-rho 0.5"
+
+
+def named(cases):
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+@pytest.mark.parametrize("case", named([*CASES, *MADE_CASES]))
+def test_a_radius_of_nothing_is_adam(case: Case, adam_and_data):
+    adam, data = adam_and_data(case)
+    with refusal(case.may_refuse):
+        ours = train(case, data, NOTHING)
+        assert not differences(ours, adam)
+        assert sharpness_is_zero(ours), ours.values("sharpness")
+        much = train(case, data, MUCH, epochs=1)
+        # Adam's weights after the first epoch are those of any run of one epoch.
+        first = train(case, data, "--optimizer adam", epochs=1)
+        assert any(not torch.equal(much.weights[key], first.weights[key]) for key in first.weights)
+
+
+@pytest.mark.parametrize("case", named(REFUSED))
+def test_what_cannot_be_perturbed_is_refused(case: Case, adam_and_data):
+    _, data = adam_and_data(case)
+    with pytest.raises(SystemExit) as refused:
+        train(case, data, MUCH)
+    message = str(refused.value)
+    assert message.startswith("error: ")
+    assert "\n" not in message
