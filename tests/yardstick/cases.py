@@ -46,9 +46,7 @@ DUMMY = "--dict-size 20 --dataset-size 16"
 DUMMY_LM = f"--task dummy_lm {DUMMY} --tokens-per-sample 6"
 
 BLOCKS = "--tokens-per-sample 16 --sample-break-mode eos"
-XMOD = (
-    f"{ENCODER} --dropout 0.1 --attention-dropout 0.1 --max-positions 64"
-)
+XMOD = f"{ENCODER} --dropout 0.1 --attention-dropout 0.1 --max-positions 64"
 WAV2VEC = (
     "--conv-feature-layers '[(8,10,5),(8,8,4)]' --encoder-layers 2 --encoder-embed-dim 16 "
     "--encoder-ffn-embed-dim 16 --encoder-attention-heads 2 --final-dim 8 --conv-pos 4 "
@@ -89,8 +87,13 @@ def and_pretrained(make_data, flags: str):
 
 sound_and_wav2vec = and_pretrained(made_data.sound, WAV2VEC2)
 sound_and_hubert = and_pretrained(made_data.sound, HUBERT)
+sound_to_text = and_pretrained(made_data.sound_to_text, WAV2VEC2)
 pairs_and_xlm = and_pretrained(made_data.pairs_and_text_of_bert, XLM)
 
+XM = (
+    "--w2v-path {data}/pretrained.pt --decoder-layers 1 --decoder-embed-dim 16 "
+    "--decoder-ffn-embed-dim 8 --decoder-attention-heads 2 --adaptor-n-layers 1 --dropout 0.1"
+)
 S2T = f"--task speech_to_text --criterion label_smoothed_cross_entropy {SMALL}"
 S2ST = "--task speech_to_speech --config-yaml config.yaml --conv-channels 8"
 S2UT = f"{S2ST} --target-is-code --target-code-size 10 {SMALL}"
@@ -111,7 +114,10 @@ CASES: List[Case] = [
     transformer("label_smoothing", "--criterion label_smoothed_cross_entropy"),
     transformer("sentence_avg", "--sentence-avg"),
     transformer("layerdrop", "--encoder-layerdrop 0.5 --decoder-layerdrop 0.5"),
-    transformer("adaptive_softmax", "--criterion adaptive_loss --ddp-backend legacy_ddp --adaptive-softmax-cutoff 8,16"),
+    transformer(
+        "adaptive_softmax",
+        "--criterion adaptive_loss --ddp-backend legacy_ddp --adaptive-softmax-cutoff 8,16",
+    ),
     transformer("tied", "--share-all-embeddings"),
     transformer("quant_noise_pq", "--quant-noise-pq 0.3 --quant-noise-pq-block-size 4"),
     transformer(
@@ -161,7 +167,9 @@ CASES: List[Case] = [
         "--encoder-kernel-size-list [3] --decoder-kernel-size-list [3]",
         uninitialised="conv_bias$",
     ),
-    nat("nonautoregressive_transformer", "--noise full_mask --src-embedding-copy --apply-bert-init"),
+    nat(
+        "nonautoregressive_transformer", "--noise full_mask --src-embedding-copy --apply-bert-init"
+    ),
     nat("cmlm_transformer", "--noise random_mask --pred-length-offset --length-loss-factor 0.1"),
     nat("levenshtein_transformer", "--noise random_delete"),
     nat("insertion_transformer", "--noise random_delete"),
@@ -333,7 +341,9 @@ CASES: List[Case] = [
         made_data.sound,
     ),
     Case("hubert", HUBERT, made_data.sound),
-    Case("wav2vec_ctc", f"{FINETUNED_WAV2VEC} --arch wav2vec_ctc --criterion ctc", sound_and_wav2vec),
+    Case(
+        "wav2vec_ctc", f"{FINETUNED_WAV2VEC} --arch wav2vec_ctc --criterion ctc", sound_and_wav2vec
+    ),
     Case(
         "wav2vec_seq2seq",
         f"{FINETUNED_WAV2VEC} --arch wav2vec_seq2seq --autoregressive {DECODER} --decoder-embed-dim 512",
@@ -341,8 +351,10 @@ CASES: List[Case] = [
     ),
     Case(
         "wav2vec_classification",
-        f"--task audio_classification --arch wav2vec_classification --labels cls --pooling mean {FROM_WAV2VEC}",
+        f"--task audio_classification --arch wav2vec_classification --labels cls --pooling mean "
+        f"--criterion model {FROM_WAV2VEC}",
         sound_and_wav2vec,
+        broken="'Dictionary' object has no attribute 'pad_index'",
     ),
     Case(
         "hubert_ctc",
@@ -368,13 +380,21 @@ CASES: List[Case] = [
         f"{S2T} --arch s2t_conformer --conv-channels 8 --input-feat-per-channel 8 {CONFORMER}",
         made_data.speech,
     ),
-    Case("s2t_berard", "--task speech_to_text --arch s2t_berard --input-layers '[8]' --conv-layers '[(4,3,2),(4,3,2)]' --num-blstm-layers 1 --lstm-size 8 --decoder-embed-dim 8 --decoder-hidden-dim 16 --decoder-num-layers 2 --attention-dim 8 --output-layer-dim 8 --dropout 0.1", made_data.speech),
+    Case(
+        "s2t_berard",
+        "--task speech_to_text --arch s2t_berard --input-layers '[8]' --conv-layers '[(4,3,2),(4,3,2)]' --num-blstm-layers 1 --lstm-size 8 --decoder-embed-dim 8 --decoder-hidden-dim 16 --decoder-num-layers 2 --attention-dim 8 --output-layer-dim 8 --dropout 0.1",
+        made_data.speech,
+    ),
     Case(
         "convtransformer",
         f"{S2T} --arch convtransformer --input-feat-per-channel 8 --conv-out-channels 8",
         made_data.speech,
     ),
-    Case("s2ut_transformer", f"{S2UT} --arch s2ut_transformer --criterion speech_to_unit", made_data.units),
+    Case(
+        "s2ut_transformer",
+        f"{S2UT} --arch s2ut_transformer --criterion speech_to_unit",
+        made_data.units,
+    ),
     Case(
         "s2ut_multitask",
         f"{S2UT} --arch s2ut_transformer --criterion speech_to_unit --multitask-config-yaml tasks.yaml",
@@ -439,8 +459,11 @@ CASES: List[Case] = [
         made_data.spoken,
         broken="unexpected keyword argument 'data_cfg'",
     ),
-    Case("roberta_enc_dec", f"{TRANSLATION} --arch roberta_enc_dec {SMALL}", made_data.text_pairs),
-    Case("xmod", f"--task masked_lm --criterion masked_lm --arch xmod_base_13 {XMOD} {BLOCKS}", made_data.text),
+    Case(
+        "xmod",
+        f"--task masked_lm --criterion masked_lm --arch xmod_base_13 {XMOD} {BLOCKS}",
+        made_data.text,
+    ),
     Case(
         "translation_from_pretrained_xlm",
         "--task translation_from_pretrained_xlm -s de -t en --arch transformer_from_pretrained_xlm "
@@ -454,6 +477,166 @@ CASES: List[Case] = [
         f"unitA,unitB {DECODER} --dropout 0.1 --decoder-cross-layers 1 {BLOCKS}",
         made_data.two_channels,
     ),
+    Case(
+        "nlu_finetuning",
+        f"{FINETUNED_WAV2VEC} --arch wav2vec_ctc --criterion ctc".replace("audio_f", "nlu_f"),
+        sound_and_wav2vec,
+    ),
+    Case(
+        "xm_transformer",
+        f"--task speech_to_text --criterion label_smoothed_cross_entropy --arch xm_transformer {XM}",
+        sound_to_text,
+        broken="object has no attribute 'load_ema'",
+    ),
+    Case(
+        "speech_unit_modeling",
+        f"--task speech_unit_modeling --arch transformer_ulm --criterion speech_unit_lm_criterion {DECODER} --dropout 0.1 "
+        "--decoder-input-dim 8 --decoder-output-dim 8 --loss-weights '1.;0.5;0.5' --ignore-f0-input",
+        made_data.units_with_pitch,
+    ),
+    # The plugin's own.
+    Case(
+        "bert",
+        f"--task sentence_prediction --num-classes 2 --criterion sentence_prediction --arch bert {ENCODER} --dropout 0.1 --max-positions 64",
+        made_data.labelled_text,
+    ),
+    Case(
+        "textcnn",
+        "--task sentence_prediction --num-classes 2 --criterion sentence_prediction --arch textcnn",
+        made_data.labelled_text,
+    ),
+    transformer("per_sentence_cross_entropy", "--criterion per_sentence_cross_entropy"),
+    transformer(
+        "per_sentence_label_smoothed", "--criterion per_sentence_label_smoothed_cross_entropy"
+    ),
+    Case(
+        "per_sentence_masked_lm",
+        f"--task masked_lm --criterion per_sentence_masked_lm {ROBERTA} {BLOCKS}",
+        made_data.text,
+    ),
+    roberta(
+        "per_sentence_sentence_prediction",
+        "--task sentence_prediction --num-classes 2 --criterion per_sentence_sentence_prediction",
+    ),
+    *(
+        case
+        for method in ("r_drop", "r3f", "smart", "free_lb")
+        for case in (
+            transformer(f"{method}_cross_entropy", f"--criterion {method}_cross_entropy"),
+            transformer(
+                f"{method}_label_smoothed", f"--criterion {method}_label_smoothed_cross_entropy"
+            ),
+            roberta(
+                f"{method}_sentence_prediction",
+                f"--task sentence_prediction --num-classes 2 --criterion {method}_sentence_prediction",
+            ),
+        )
+    ),
+    Case(
+        "mirror_bert",
+        f"--task sentence_similarity --criterion mirror_bert --arch bert {ENCODER} --dropout 0.1 "
+        "--max-positions 64 --mirror-perturb both",
+        made_data.text,
+    ),
+    # fairseq's examples, which only a checkout has.
+    *(
+        transformer(
+            f"translation_moe_{method}",
+            f"--method {method} --mean-pool-gating-network --num-experts 3".replace("MoE", "MoE"),
+            user_dir="translation_moe/translation_moe_src",
+        )._replace(
+            flags=f"--task translation_moe -s de -t en --arch transformer {SMALL} --method {method} --num-experts 3"
+            f"{' --mean-pool-gating-network' if method.endswith('lp') else ''}"
+        )
+        for method in ("hMoElp", "sMoEup")
+    ),
+    Case(
+        "latent_depth",
+        f"--task multilingual_translation_latent_depth --arch latent_multilingual_transformer {SMALL} --lang-pairs de-en,en-de "
+        "--share-encoders --share-decoders --encoder-latent-layer --decoder-latent-layer",
+        made_data.many_languages,
+        user_dir="latent_depth/latent_depth_src",
+        uninitialised="layer_logits",
+    ),
+    Case(
+        "latent_depth_sparsity",
+        f"--task multilingual_translation_latent_depth --arch latent_multilingual_transformer {SMALL} --lang-pairs de-en,en-de "
+        "--share-encoders --share-decoders --encoder-latent-layer --decoder-latent-layer --sparsity-weight 0.1 --target-layers 1 --share-weight 0.1",
+        made_data.many_languages,
+        user_dir="latent_depth/latent_depth_src",
+        uninitialised="layer_logits",
+        may_refuse=True,  # it calls loss.backward() itself
+    ),
+    Case(
+        "truncated_bptt",
+        "--task truncated_bptt_lm --tokens-per-sample 8 --arch transformer_xl --n-layer 1 --d-model 8 --n-head 2 --d-head 4 --d-inner 8 --mem-len 4",
+        made_data.text,
+        user_dir="truncated_bptt",
+        may_refuse=True,
+        broken="No module named 'transformers",
+    ),
+    Case(
+        "laser",
+        "--task laser --arch laser_lstm --encoder-bidirectional --encoder-hidden-size 8 --encoder-layers 1 --decoder-layers 1 "
+        "--encoder-embed-dim 8 --decoder-embed-dim 8 --decoder-hidden-size 8 --decoder-lang-embed-dim 4 --weighting-alpha 0.3",
+        made_data.laser,
+        user_dir="laser/laser_src",
+    ),
+    Case(
+        "linformer",
+        f"--task masked_lm --criterion masked_lm {ROBERTA} {BLOCKS}".replace(
+            "--arch roberta", "--arch linformer_roberta_base"
+        ),
+        made_data.text,
+        user_dir="linformer/linformer_src",
+    ),
+    translation(
+        "pointer_generator",
+        f"--arch transformer_pointer_generator {SMALL} "
+        "--alignment-layer -1 --alignment-heads 1 --source-position-markers 0 --share-all-embeddings",
+        user_dir="pointer_generator/pointer_generator_src",
+    ),
+    roberta(
+        "rxf",
+        "--task sentence_prediction --num-classes 2 --criterion sentence_prediction_r3f",
+        user_dir="rxf/rxf_src",
+    ),
+    Case(
+        "data2vec_audio",
+        f"--task audio_pretraining --arch data2vec_audio --criterion model {WAV2VEC} --average-top-k-layers 1 --ema-decay 0.5 --ema-end-decay 0.6 --max-update 10",
+        made_data.sound,
+        user_dir="data2vec/models/data2vec_audio.py",
+    ),
+    Case(
+        "data2vec_text",
+        f"--task masked_lm --arch data2vec_text --criterion model {BLOCKS} --include-target-tokens",
+        made_data.text,
+        user_dir="data2vec/models/data2vec_text.py",
+        broken="mutable default",
+    ),
 ]
 
-NOT_RUN: Dict[str, Dict[str, str]] = {"model": {}, "task": {}, "criterion": {}}
+MEGATRON = "needs Megatron, a submodule that only builds on GPUs"
+
+NOT_RUN: Dict[str, Dict[str, str]] = {
+    "model": {
+        "hf_gpt2": "needs the transformers package",
+        "model_parallel_transformer": MEGATRON,
+        "model_parallel_transformer_lm": MEGATRON,
+        "model_parallel_roberta": MEGATRON,
+        "pipeline_parallel_transformer": "needs the fairscale package and several GPUs",
+        "unity_xm_transformer": "needs checkpoints of wav2vec 2.0 and mBART; its parts are run by "
+        "xm_transformer and unity_conformer",
+        "wav2vec2_laser": "embeds sentences for mining: no criterion of fairseq takes its output",
+    },
+    "task": {
+        "simul_speech_to_text": "needs the package examples; speech_to_text's training step",
+        "simul_text_to_text": "needs the package examples; translation's training step",
+    },
+    "criterion": {
+        "vocab_parallel_cross_entropy": MEGATRON,
+        "latency_augmented_label_smoothed_cross_entropy": "needs a model with monotonic attention, "
+        "which is in the package examples, and the simuleval package",
+    },
+}
+"""What no case runs, and why."""

@@ -1,5 +1,6 @@
 """Data for every kind of task, made in a fraction of a second and without any other package."""
 
+import json
 import random
 import types
 from pathlib import Path
@@ -147,7 +148,8 @@ def sound(folder: Path) -> Path:
     (folder / "train.ltr").write_text("".join(f"{line}\n" for line in lines))
     (folder / "train.wrd").write_text("".join(f"{line}\n" for line in lines))
     clusters = [
-        " ".join(str(rng.randint(8)) for _ in range(16 + index // 4)) for index in range(NUM_SENTENCES)
+        " ".join(str(rng.randint(8)) for _ in range(16 + index // 4))
+        for index in range(NUM_SENTENCES)
     ]
     (folder / "train.km").write_text("".join(f"{line}\n" for line in clusters))
     write_dictionary(folder / "dict.cls.txt", ["0", "1"])
@@ -269,6 +271,75 @@ def units(folder: Path) -> Path:
 def spoken(folder: Path) -> Path:
     """Text to speech."""
     return speech(folder) / "spoken"
+
+
+def sound_to_text(folder: Path) -> Path:
+    """Waves and their translations."""
+    sound(folder)
+    rows = [["id", "audio", "n_frames", "tgt_text", "speaker", "src_lang", "tgt_lang"]]
+    for index, sentence in enumerate(made_sentences(1)):
+        (folder / f"{index}.npy").rename(folder / f"{index}.wav")
+        text = " ".join(f"w{int(word) - 4}" for word in sentence[:-1])
+        rows.append([f"u{index}", f"{index}.wav", str(3000 + 40 * index), text, "one", "de", "en"])
+    manifest = (folder / "train.tsv").read_text()
+    _write_table(folder / "train.tsv", rows)
+    config = SPEECH.format(folder=folder) + "use_audio_input: true\n"
+    (folder / "config.yaml").write_text(config)
+    write_dictionary(folder / "dict.txt")
+    return folder
+
+
+def units_with_pitch(folder: Path) -> Path:
+    """Units of speech with their durations and pitches."""
+    rng = np.random.RandomState(1)
+    lengths = [8 + index for index in range(NUM_SENTENCES)]
+    (folder / "train.txt.leng.txt").write_text("".join(f"{length}\n" for length in lengths))
+    (folder / "train.txt.path.txt").write_text("".join(f"{i}.wav\n" for i in range(len(lengths))))
+    for name, values in (
+        ("code", rng.randint(10, size=sum(lengths))),
+        ("dur", rng.randint(1, 4, size=sum(lengths))),
+        ("f0", rng.uniform(1, 2, size=sum(lengths)).astype(np.float32)),
+    ):
+        np.save(folder / f"train.txt.{name}.npy", values)
+    torch.save({"f0_mean": 1.0, "f0_std": 1.0}, folder / "stats.pt")
+    config = {
+        "manifests": {"train": f"{folder}/train.txt"},
+        "n_units": 10,
+        "sampling_rate": 16000,
+        "code_hop_size": 320,
+        "f0_stats": f"{folder}/stats.pt",
+        "f0_vq_type": "naive",
+        "f0_vq_n_units": 4,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder / "config.json"
+
+
+def laser(folder: Path) -> Path:
+    """What examples/laser asks for: a list of parallel corpora, in fairseq's oldest format."""
+    from fairseq.data.indexed_dataset import IndexedDatasetBuilder
+
+    text_pairs(folder)
+    for language, seed in (("de", 1), ("en", 2)):
+        builder = IndexedDatasetBuilder(str(folder / f"old.{language}.bin"))
+        for sentence in made_sentences(seed):
+            builder.add_item(sentence.int())
+        builder.finalize(str(folder / f"old.{language}.idx"))
+    corpora = {
+        "src_vocab": f"{folder}/dict.de.txt",
+        "tgt_vocab": f"{folder}/dict.en.txt",
+        "train": [
+            {
+                "id": number,
+                "src": f"{folder}/old.de",
+                "tgt": f"{folder}/old.en",
+            }
+            for number in range(2)
+        ],
+    }
+    corpora["valid"] = corpora["train"]
+    (folder / "laser.json").write_text(json.dumps(corpora))
+    return folder / "laser.json"
 
 
 def soundfile() -> types.ModuleType:

@@ -4,10 +4,12 @@ import argparse
 import contextlib
 import copy
 import functools
+import importlib.util
 import math
 import os
 import random
 import re
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
@@ -53,7 +55,7 @@ class Case(NamedTuple):
         may_refuse: whether the plugin may end the run with one line instead.
         broken: the error, or part of it, with which plain Adam ends on some versions of fairseq or
             of what it needs: then there is nothing to compare with.
-        uninitialised: a pattern of weights that fairseq allocates and neither fills nor uses.
+        uninitialised: a pattern of weights that fairseq allocates and forgets to fill.
     """
 
     name: str
@@ -88,10 +90,21 @@ class Result(NamedTuple):
 
 
 def import_example(user_dir: str) -> None:
-    """Does what ``--user-dir`` does, which fairseq's own parser does only for ``sys.argv``."""
+    """Does what ``--user-dir`` does, which fairseq's own parser does only for ``sys.argv``.
+
+    Args:
+        user_dir: below fairseq's examples; or one module, where the whole needs other packages.
+    """
     from fairseq.utils import import_user_module
 
-    import_user_module(argparse.Namespace(user_dir=str(EXAMPLES / user_dir)))
+    path = EXAMPLES / user_dir
+    if path.suffix != ".py":
+        import_user_module(argparse.Namespace(user_dir=str(path)))
+    elif path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[path.stem])
 
 
 @functools.lru_cache(maxsize=None)
@@ -150,6 +163,9 @@ def train(case: Case, data: Path, optimizer: str, *flags: Any, epochs: int = EPO
     own_flags = case.flags.replace("{data}", str(data))
     arguments = split(*place, own_flags, TRAINING, "--save-dir", save_dir, *flags)
     trainer = build_trainer(arguments, optimizer)
+    for name, weight in trainer.model.named_parameters():
+        if case.uninitialised and re.search(case.uninitialised, name):
+            nn.init.constant_(weight, 0.1)
     update_freq = trainer.cfg.optimization.update_freq[0]
     logs = []
     for epoch in range(1, epochs + 1):
@@ -162,10 +178,7 @@ def train(case: Case, data: Path, optimizer: str, *flags: Any, epochs: int = EPO
         trainer.begin_epoch(epoch)
         logs += [_logged(trainer, samples) for samples in updates]
     assert trainer.get_num_updates() == epochs * UPDATES_PER_EPOCH
-    result = _result(trainer, logs)
-    for name in [name for name in result.weights if re.search(case.uninitialised or "$^", name)]:
-        del result.weights[name]
-    return result
+    return _result(trainer, logs)
 
 
 def save_untrained(flags: str, data: Path, path: Path) -> None:
@@ -189,7 +202,9 @@ def _logged(trainer: Any, samples: List[Any]) -> Dict[str, float]:
         for key in aggregator
         if isinstance(aggregator[key], meters.AverageMeter) and aggregator[key].avg is not None
     }
-    return {key: float(each) for key, each in averages.items() if torch.as_tensor(each).numel() == 1}
+    return {
+        key: float(each) for key, each in averages.items() if torch.as_tensor(each).numel() == 1
+    }
 
 
 def _result(trainer: Any, logs: List[Dict[str, float]]) -> Result:
