@@ -1,8 +1,9 @@
 """Data shared by all cases, made once a session and only when a case needs it."""
 
+import logging
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict
+from typing import Any, Callable, Dict, Iterator
 
 import pytest
 
@@ -19,6 +20,14 @@ def plugin() -> None:
     import fairseq_sam
 
     fairseq_sam.register()
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """Leaves fairseq's log out: what a test says of a difference is short."""
+    logging.disable(logging.WARNING)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 from typing import List
 
-from tests.yardstick import made_components  # noqa: F401  registers them
-from tests.yardstick import made_data
+from tests.yardstick import (
+    made_components,  # noqa: F401  registers them
+    made_data,
+)
 from tests.yardstick.cases import SMALL, TRANSLATION, transformer
 from tests.yardstick.runs import Case
 

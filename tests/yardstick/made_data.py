@@ -281,7 +281,6 @@ def sound_to_text(folder: Path) -> Path:
         (folder / f"{index}.npy").rename(folder / f"{index}.wav")
         text = " ".join(f"w{int(word) - 4}" for word in sentence[:-1])
         rows.append([f"u{index}", f"{index}.wav", str(3000 + 40 * index), text, "one", "de", "en"])
-    manifest = (folder / "train.tsv").read_text()
     _write_table(folder / "train.tsv", rows)
     config = SPEECH.format(folder=folder) + "use_audio_input: true\n"
     (folder / "config.yaml").write_text(config)

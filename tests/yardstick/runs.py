@@ -2,11 +2,11 @@
 
 import argparse
 import contextlib
-import copy
 import functools
 import importlib.util
 import math
 import os
+import pickle
 import random
 import re
 import sys
@@ -55,6 +55,7 @@ class Case(NamedTuple):
         may_refuse: whether the plugin may end the run with one line instead.
         broken: the error, or part of it, with which plain Adam ends on some versions of fairseq or
             of what it needs: then there is nothing to compare with.
+        slow: whether it is left out by default: it takes long, or other cases are much like it.
         uninitialised: a pattern of weights that fairseq allocates and forgets to fill.
     """
 
@@ -64,6 +65,7 @@ class Case(NamedTuple):
     user_dir: str = ""
     may_refuse: bool = False
     broken: str = ""
+    slow: bool = False
     uninitialised: str = ""
 
 
@@ -73,6 +75,7 @@ class Result(NamedTuple):
     Attributes:
         logs: every average that was logged, of each update, not rounded.
         weights: of model and criterion.
+        first_weights: the same after the first epoch.
         buffers: of model and criterion.
         attributes: numbers and tensors that modules of either keep otherwise.
         random_state: torch's, numpy's and Python's.
@@ -80,6 +83,7 @@ class Result(NamedTuple):
 
     logs: List[Dict[str, float]]
     weights: Dict[str, Tensor]
+    first_weights: Dict[str, Tensor]
     buffers: Dict[str, Tensor]
     attributes: Dict[str, Any]
     random_state: Tuple[Any, Any, Any]
@@ -102,22 +106,28 @@ def import_example(user_dir: str) -> None:
         import_user_module(argparse.Namespace(user_dir=str(path)))
     elif path.stem not in sys.modules:
         spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
+        assert spec is not None
+        assert spec.loader is not None
         sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[path.stem])
 
 
 @functools.lru_cache(maxsize=None)
-def configuration(*arguments: str) -> Any:
-    """Returns what fairseq makes of a command line. That takes longer than a run, hence the cache.
-
-    The configuration is read-only.
-    """
+def _configuration(*arguments: str) -> bytes:
     from fairseq import options
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
     parser = options.get_training_parser()
-    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, list(arguments)))
+    cfg = convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, list(arguments)))
+    return pickle.dumps(cfg)
+
+
+def configuration(*arguments: str) -> Any:
+    """Returns what fairseq makes of a command line, one's own copy.
+
+    Making one takes longer than a run, and so does copying one otherwise than by pickling.
+    """
+    return pickle.loads(_configuration(*arguments))
 
 
 def build_trainer(arguments: Sequence[str], optimizer: str) -> Any:
@@ -131,12 +141,9 @@ def build_trainer(arguments: Sequence[str], optimizer: str) -> Any:
     from fairseq.dataclass.utils import omegaconf_no_object_check
     from fairseq.trainer import Trainer
 
-    cfg = copy.deepcopy(configuration(*arguments, "--optimizer", "adam"))
-    with omegaconf_no_object_check():
+    cfg = configuration(*arguments, "--optimizer", "adam")
+    with omegaconf_no_object_check():  # that of an optimizer without a dataclass is a Namespace
         cfg.optimizer = configuration(*ANY_RUN, *split(TRAINING, optimizer)).optimizer
-        for part in list(cfg):  # what has no dataclass is a Namespace, which deepcopy shares
-            if isinstance(cfg[part], argparse.Namespace):
-                cfg[part] = copy.deepcopy(cfg[part])
     random.seed(cfg.common.seed)
     np.random.seed(cfg.common.seed)
     torch.manual_seed(cfg.common.seed)
@@ -177,8 +184,10 @@ def train(case: Case, data: Path, optimizer: str, *flags: Any, epochs: int = EPO
         assert len(updates) == UPDATES_PER_EPOCH, "too little made data"
         trainer.begin_epoch(epoch)
         logs += [_logged(trainer, samples) for samples in updates]
+        if epoch == 1:
+            first_weights = _copies(_parts(trainer), nn.Module.named_parameters)
     assert trainer.get_num_updates() == epochs * UPDATES_PER_EPOCH
-    return _result(trainer, logs)
+    return _result(trainer, logs, first_weights)
 
 
 def save_untrained(flags: str, data: Path, path: Path) -> None:
@@ -207,11 +216,16 @@ def _logged(trainer: Any, samples: List[Any]) -> Dict[str, float]:
     }
 
 
-def _result(trainer: Any, logs: List[Dict[str, float]]) -> Result:
-    parts = {"model": trainer.model, "criterion": trainer.criterion}
+def _parts(trainer: Any) -> Dict[str, nn.Module]:
+    return {"model": trainer.model, "criterion": trainer.criterion}
+
+
+def _result(trainer: Any, logs: List[Dict[str, float]], first_weights: Dict[str, Tensor]) -> Result:
+    parts = _parts(trainer)
     return Result(
         logs=logs,
         weights=_copies(parts, nn.Module.named_parameters),
+        first_weights=first_weights,
         buffers=_copies(parts, nn.Module.named_buffers),
         attributes={
             f"{part}.{name}.{key}": value
@@ -265,7 +279,8 @@ def sharpness_is_zero(result: Result) -> bool:
 
 def _describe(key: str, mine: Any, base: Any) -> str:
     if torch.is_tensor(mine) and torch.is_tensor(base) and mine.shape == base.shape:
-        return f"{key} by up to {float((mine.double() - base.double()).abs().max()):.2g}"
+        gap = mine.detach().double() - base.detach().double()
+        return f"{key} by up to {float(gap.abs().max()):.2g}"
     return f"{key} {mine} for {base}"
 
 
