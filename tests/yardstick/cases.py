@@ -45,6 +45,7 @@ def roberta(name: str, flags: str, data=made_data.labelled_text, **others) -> Ca
 DUMMY = "--dict-size 20 --dataset-size 16"
 DUMMY_LM = f"--task dummy_lm {DUMMY} --tokens-per-sample 6"
 
+LINFORMER = ROBERTA.replace("--arch roberta", "--arch linformer_roberta_base")
 BLOCKS = "--tokens-per-sample 16 --sample-break-mode eos"
 XMOD = f"{ENCODER} --dropout 0.1 --attention-dropout 0.1 --max-positions 64"
 WAV2VEC = (
@@ -500,10 +501,9 @@ CASES: List[Case] = [
     ),
     Case(
         "nlu_finetuning",
-        f"{FINETUNED_WAV2VEC} --arch wav2vec_ctc --criterion ctc".replace(
-            "audio_f", "nlu_f", slow=True
-        ),
+        f"--task nlu_finetuning --labels ltr {FROM_WAV2VEC} --arch wav2vec_ctc --criterion ctc",
         sound_and_wav2vec,
+        slow=True,
     ),
     Case(
         "xm_transformer",
@@ -617,9 +617,7 @@ CASES: List[Case] = [
     ),
     Case(
         "linformer",
-        f"--task masked_lm --criterion masked_lm {ROBERTA} {BLOCKS}".replace(
-            "--arch roberta", "--arch linformer_roberta_base"
-        ),
+        f"--task masked_lm --criterion masked_lm {LINFORMER} {BLOCKS}",
         made_data.text,
         user_dir="linformer/linformer_src",
     ),
@@ -654,6 +652,8 @@ CASES: List[Case] = [
 
 MEGATRON = "needs Megatron, a submodule that only builds on GPUs"
 
+MULTIRES = "HuBERT at several rates, whose masks, step and criterion are hubert's"
+
 NOT_RUN: Dict[str, Dict[str, str]] = {
     "model": {
         "hf_gpt2": "needs the transformers package",
@@ -663,9 +663,12 @@ NOT_RUN: Dict[str, Dict[str, str]] = {
         "pipeline_parallel_transformer": "needs the fairscale package and several GPUs",
         "unity_xm_transformer": "needs checkpoints of wav2vec 2.0 and mBART; its parts are run by "
         "xm_transformer and unity_conformer",
+        "multires_hubert": MULTIRES,
+        "multires_hubert_ctc": MULTIRES,
         "wav2vec2_laser": "embeds sentences for mining: no criterion of fairseq takes its output",
     },
     "task": {
+        "multires_hubert_pretraining": MULTIRES,
         "simul_speech_to_text": "needs the package examples; speech_to_text's training step",
         "simul_text_to_text": "needs the package examples; translation's training step",
     },
