@@ -53,8 +53,8 @@ class Case(NamedTuple):
         data: makes the data in a folder of its own; see :mod:`made_data`.
         user_dir: of an example of fairseq, below its folder of examples.
         may_refuse: whether the plugin may end the run with one line instead.
-        broken: the error, or part of it, with which plain Adam ends on some versions of fairseq or
-            of what it needs: then there is nothing to compare with.
+        broken: a pattern of the error with which plain Adam ends on some versions of fairseq or of
+            what it needs: then there is nothing to compare with.
         slow: whether it is left out by default: it takes long, or other cases are much like it.
         uninitialised: a pattern of weights that fairseq allocates and forgets to fill.
     """
