@@ -132,7 +132,7 @@ CASES: List[Case] = [
         broken="not compiled with CUDA|NVIDIA driver",  # its observer is always on the GPU
     ),
     transformer("checkpoint_activations", "--checkpoint-activations"),
-    transformer("offload_activations", "--offload-activations"),
+    transformer("offload_activations", "--offload-activations", slow=True),
     transformer("cross_self_attention", "--no-cross-attention --cross-self-attention"),
     transformer(
         "activation_dropout", "--activation-dropout 0.2 --attention-dropout 0.2", slow=True
@@ -155,6 +155,7 @@ CASES: List[Case] = [
         "--arch fconv_self_att --encoder-layers '[(8,3)]' --decoder-layers '[(8,3)]' "
         "--encoder-embed-dim 8 --decoder-embed-dim 8 --decoder-out-embed-dim 8 --dropout 0.1 "
         "--multihead-self-attention-nheads 2",
+        slow=True,
     ),
     translation(
         "lstm",
@@ -236,6 +237,7 @@ CASES: List[Case] = [
         "--ddp-backend legacy_ddp --adaptive-softmax-cutoff 8,16 --adaptive-softmax-factor 2 "
         "--adaptive-input --adaptive-input-cutoff 8,16 --adaptive-input-factor 2 "
         "--tie-adaptive-weights --decoder-input-dim 8 --decoder-output-dim 8",
+        slow=True,
     ),
     language_model(
         "normformer",
@@ -343,7 +345,7 @@ CASES: List[Case] = [
         made_data.nothing,
     ),
     Case("wav2vec2", WAV2VEC2, made_data.sound),
-    Case("wav2vec2_accumulated", f"{WAV2VEC2} --update-freq 2", made_data.sound),
+    Case("wav2vec2_accumulated", f"{WAV2VEC2} --update-freq 2", made_data.sound, slow=True),
     Case(
         "wav2vec",
         "--task audio_pretraining --arch wav2vec --criterion wav2vec --conv-feature-layers "
@@ -417,6 +419,7 @@ CASES: List[Case] = [
         f"{S2UT} --arch s2ut_transformer --criterion speech_to_unit "
         "--multitask-config-yaml tasks.yaml",
         made_data.units,
+        slow=True,
     ),
     Case(
         "s2ut_conformer",

@@ -60,9 +60,9 @@ DECISIONS: Dict[str, Decision] = {
         "without dropout, at the weights of the pass",
     ),
     "MultilingualTranslationTaskLatentDepth": Decision(
-        False,
-        "with a sparsity loss it calls loss.backward() itself; without one it is "
-        "MultilingualTranslationTask's",
+        True,
+        "MultilingualTranslationTask's, with a divergence added to each loss; only with a sparsity "
+        "loss it calls loss.backward() itself, and that is refused",
     ),
     "DiscriminativeRerankingNMTTask": Decision(
         True, "makes a dummy batch where there is none, then FairseqTask's"
