@@ -10,7 +10,7 @@ import contextlib
 import os
 import random
 import threading
-from typing import Any, ContextManager, Dict, Iterable, Iterator, List, Optional
+from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Sequence
 
 import numpy as np
 import torch
@@ -24,33 +24,37 @@ from fairseq_sam.perturbation import foreach
 class Replay:
     """The state that the passes of one step share.
 
-    It covers the random numbers, and of the modules the buffers, the attributes (counters, memories
-    of the batch before: by reference, what is changed in place is not seen) and the weights that
-    forward hooks write into (``--quant-noise-pq``). The state when it is made is the one that each
+    It covers the random numbers; buffers and attributes (counters, memories of the batch before: by
+    reference, what is changed in place is not seen) of what is called; and the weights that a pass
+    writes into (the hook of ``--quant-noise-pq``). The state when it is made is the one that each
     pass starts from.
 
     Args:
-        modules: what is called in a pass, with all its submodules.
+        called: what is called in a pass: modules with all their submodules, or other objects.
         tensors: tensors on the devices of interest, usually the weights.
+        written: the weights that a pass writes into.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], tensors: Iterable[Tensor]) -> None:
-        self._modules = _with_submodules(modules)
+    def __init__(
+        self, called: Iterable[Any], tensors: Iterable[Tensor], written: Sequence[Tensor] = ()
+    ) -> None:
+        self._holders = _with_submodules(called)
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        self._hooked = _weights_that_hooks_write(self._modules)
-        self._start = _ModuleState(self._modules)
-        self._end: Optional[_ModuleState] = None
+        self._written = list(written)
+        self._start = _HeldState(self._holders)
+        self._end: Optional[_HeldState] = None
         self._end_weights: List[Tensor] = []
         self._end_random: Optional[RandomState] = None
 
-    def start_here(self) -> None:
-        """Lets the later passes start from the state as it is now, within the first.
+    def once(self, function: Callable[[], Any]) -> None:
+        """Calls a function within the first pass, whose effect the later passes start from.
 
-        For what is to happen once a step: it has happened, and the passes find it done.
+        For what a training step does that must happen once, and not again in its repetitions.
         """
-        self._random = RandomState(self._tensors)
-        self._start = _ModuleState(self._modules)
+        before = [dict(holder.__dict__) for holder in self._holders]
+        function()
+        self._start.take_over(before)
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -62,21 +66,21 @@ class Replay:
             self._start.restore()
         # Before the first pass too: setting the state makes cuDNN draw its dropout masks anew.
         self._random.restore(first=self._end is None)
-        before = [weight.detach().clone() for weight in self._hooked]
+        before = [weight.detach().clone() for weight in self._written]
         try:
             yield
             if self._end is None:
-                self._end = _ModuleState(self._modules)
-                self._end_weights = [weight.detach().clone() for weight in self._hooked]
+                self._end = _HeldState(self._holders)
+                self._end_weights = [weight.detach().clone() for weight in self._written]
                 self._end_random = RandomState(self._tensors)
         finally:
             with torch.no_grad():
-                foreach.copy_(self._hooked, before)
+                foreach.copy_(self._written, before)
 
     @contextlib.contextmanager
     def probing(self) -> Iterator[None]:
         """Context of a pass that is only looked at; it leaves no trace."""
-        before = [weight.detach().clone() for weight in self._hooked]
+        before = [weight.detach().clone() for weight in self._written]
         self._random.restore(first=True)
         try:
             yield
@@ -84,7 +88,29 @@ class Replay:
             self._start.restore()
             self._random.restore()
             with torch.no_grad():
-                foreach.copy_(self._hooked, before)
+                foreach.copy_(self._written, before)
+
+    def has_written(self, weights: Sequence[Tensor], before: Sequence[Tensor]) -> List[Tensor]:
+        """Finds the weights that the first pass wrote into, puts them back and returns them.
+
+        It waits for the GPU.
+
+        Args:
+            weights: some.
+            before: their values before that pass.
+        """
+        known = {id(weight) for weight in self._written}
+        found = [
+            (weight, value)
+            for weight, value in zip(weights, before)
+            if id(weight) not in known and not torch.equal(weight, value)
+        ]
+        for weight, value in found:
+            self._written.append(weight)
+            self._end_weights.append(weight.detach().clone())
+            with torch.no_grad():
+                weight.copy_(value)
+        return [weight for weight, _ in found]
 
     def finish(self) -> None:
         """Leaves the state as after the first pass alone; as before it if there was none."""
@@ -92,26 +118,38 @@ class Replay:
         if self._end_random is not None:
             self._end_random.restore()
         with torch.no_grad():
-            foreach.copy_(self._hooked[: len(self._end_weights)], self._end_weights)
+            foreach.copy_(self._written[: len(self._end_weights)], self._end_weights)
 
 
-class _ModuleState:
-    """Buffers and attributes of some modules.
+class _HeldState:
+    """Buffers and attributes of some objects.
 
     Args:
-        modules: without duplicates.
+        holders: modules, without their submodules, and other objects.
     """
 
-    def __init__(self, modules: List[nn.Module]) -> None:
-        self._attributes = [(module.__dict__, dict(module.__dict__)) for module in modules]
+    def __init__(self, holders: List[Any]) -> None:
+        self._attributes = [(holder.__dict__, dict(holder.__dict__)) for holder in holders]
+        self._modules = [holder for holder in holders if isinstance(holder, nn.Module)]
+        self._note_buffers()
+
+    def _note_buffers(self) -> None:
         self._buffers = [
             (module._buffers, name, buffer)
-            for module in modules
+            for module in self._modules
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
         distinct = {id(buffer): buffer for _, _, buffer in self._buffers}
         self._values = [(buffer, buffer.detach().clone()) for buffer in distinct.values()]
+
+    def take_over(self, before: List[Dict[str, Any]]) -> None:
+        """Takes what has changed since then as part of the state: buffers, and attributes set."""
+        self._note_buffers()
+        for (attributes, saved), old in zip(self._attributes, before):
+            for name, value in attributes.items():
+                if name not in old or old[name] is not value:
+                    saved[name] = value
 
     def restore(self) -> None:
         """Puts everything back, past autograd, which has noted the buffers."""
@@ -231,19 +269,22 @@ def autocast_off(device: torch.device) -> ContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-def _with_submodules(modules: Iterable[nn.Module]) -> List[nn.Module]:
-    distinct: Dict[int, nn.Module] = {}
-    for module in modules:
-        for each in module.modules():
-            distinct[id(each)] = each
+def _with_submodules(called: Iterable[Any]) -> List[Any]:
+    distinct: Dict[int, Any] = {}
+    for each in called:
+        for holder in each.modules() if isinstance(each, nn.Module) else [each]:
+            distinct[id(holder)] = holder
     return list(distinct.values())
 
 
-def _weights_that_hooks_write(modules: List[nn.Module]) -> List[Tensor]:
-    """Weights of modules with a hook before forward; torch's own two only write attributes."""
+def weights_that_hooks_write(called: Iterable[Any]) -> List[Tensor]:
+    """Returns the weights of modules that have a hook before their forward pass.
+
+    torch's own two, of weight and spectral norm, only write attributes.
+    """
     distinct: Dict[int, Tensor] = {}
-    for module in modules:
-        hooks = module._forward_pre_hooks.values()
+    for module in _with_submodules(called):
+        hooks = getattr(module, "_forward_pre_hooks", {}).values()
         if any(not isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
             for weight in module.parameters(recurse=False):
                 distinct[id(weight)] = weight

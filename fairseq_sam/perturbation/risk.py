@@ -37,10 +37,13 @@ class SharpnessAwareLoss:
         trained: the weights that gradients are wanted for.
         settings: the method; its rho must be positive for anything to happen.
         perturbed: those of ``trained`` that are perturbed (default: all).
-        modules: what is called in a pass: its buffers, counters and memories move once a step.
+        modules: what is called in a pass: the buffers, counters and memories of these modules (or
+            other objects) move once a step.
 
     Attributes:
         current: the pass under way, None outside of a step.
+        called: ``modules``.
+        written: weights that the passes write into, known from the first step on.
     """
 
     def __init__(
@@ -48,7 +51,7 @@ class SharpnessAwareLoss:
         trained: Sequence[Tensor],
         settings: PerturbationSettings,
         perturbed: Optional[Sequence[Tensor]] = None,
-        modules: Sequence[nn.Module] = (),
+        modules: Sequence[Any] = (),
     ) -> None:
         self.settings = settings
         self.trained = list({id(weight): weight for weight in trained}.values())
@@ -57,7 +60,8 @@ class SharpnessAwareLoss:
         self.unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
         weights = [self.trained[i] for i in self.chosen]
         self.weights = PerturbedWeights(weights, settings, _layers(weights, modules))
-        self.modules = list(modules)
+        self.called = list(modules)
+        self.written: Optional[List[Tensor]] = None
         self.current: Optional[Pass] = None
 
     def backward(
@@ -199,10 +203,12 @@ def _losses(output: ForwardPass) -> Tensor:
     return output.losses
 
 
-def _layers(weights: Sequence[Tensor], modules: Sequence[nn.Module]) -> List[int]:
+def _layers(weights: Sequence[Tensor], modules: Sequence[Any]) -> List[int]:
     """Numbers the layers: weights that one module holds itself are of one layer."""
     owners: Dict[int, int] = {}
-    holders = [each for module in modules for each in module.modules()]
+    holders = [
+        each for module in modules if isinstance(module, nn.Module) for each in module.modules()
+    ]
     for number, holder in enumerate(holders, 1):
         for weight in holder.parameters(recurse=False):
             owners.setdefault(id(weight), number)

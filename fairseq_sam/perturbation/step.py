@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.foreach import Gradients
-from fairseq_sam.perturbation.replay import Replay, autocast_off
+from fairseq_sam.perturbation.replay import Replay, autocast_off, weights_that_hooks_write
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
 if TYPE_CHECKING:
@@ -93,12 +93,12 @@ class Pass:
         """Calls a function with the weights at w, wherever this pass has them."""
         return self._step.call_at_w(function)
 
-    def start_here(self) -> None:
-        """Lets the later passes start from the state as it is now, within the first.
+    def once(self, function: Callable[[], Any]) -> None:
+        """Calls a function at w, whose effect all later passes of the step start from.
 
         For what a training step does that must happen once, and not again in its repetitions.
         """
-        self._step.replay.start_here()
+        self._step.call_at_w(lambda: self._step.replay.once(function))
 
 
 class RepeatedStep:
@@ -119,7 +119,8 @@ class RepeatedStep:
         self._clean: Optional[ForwardPass] = None
         self._risk: Gradients = []
         self._share = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
-        self.replay = Replay(loss.modules, loss.trained)
+        written = [*weights_that_hooks_write(loss.called), *(loss.written or [])]
+        self.replay = Replay(loss.called, loss.trained, written)
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 
     def finish(self) -> None:
@@ -142,8 +143,12 @@ class RepeatedStep:
     ) -> None:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
         this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
+        if self._loss.written is None:  # the first step of all
+            self._weights.take_snapshot()
         with self.replay.one_pass(), no_sync():
             output = self._run(step, this)
+        if self._loss.written is None:
+            self._loss.written = self.replay.has_written(*self._weights.with_snapshot())
         self._clean = self._clean or _detached(output)
         gradients = foreach.take_gradients(self._loss.trained)
         if not this.num_backward and any(gradient is not None for gradient in gradients):

@@ -117,7 +117,8 @@ class PerturbedWeights:
         first = not self.perturbed
         if first:
             self.begin()
-            self._take_snapshot()
+            self.take_snapshot()
+            self.perturbed = True
             self._choose_moving(gradients)
         if not self._moving:
             return
@@ -156,7 +157,8 @@ class PerturbedWeights:
             factor: a number.
         """
         self.restore()
-        self._take_snapshot()
+        self.take_snapshot()
+        self.perturbed = True
         if self.low_precision:
             for weight, part in zip(self.weights, displacement):
                 weight.copy_(weight.float().add_(part, alpha=factor))
@@ -172,6 +174,17 @@ class PerturbedWeights:
             self.perturbed = False
             self._exact = []
             torch.clear_autocast_cache()
+
+    @torch.no_grad()
+    def take_snapshot(self) -> None:
+        """Notes the weights as w."""
+        if not self._snapshot:
+            self._snapshot = [torch.empty_like(weight) for weight in self.weights]
+        foreach.copy_(self._snapshot, self.weights)
+
+    def with_snapshot(self) -> Tuple[List[Tensor], List[Tensor]]:
+        """Returns the weights, and what they were when the snapshot was taken."""
+        return self.weights, self._snapshot
 
     @contextlib.contextmanager
     def at_w(self) -> Iterator[None]:
@@ -191,12 +204,6 @@ class PerturbedWeights:
     def origins(self) -> List[Tuple[Tensor, Tensor]]:
         """Returns each weight with its value at w, which is not to be changed; none at w itself."""
         return list(zip(self.weights, self._snapshot)) if self.perturbed else []
-
-    def _take_snapshot(self) -> None:
-        if not self._snapshot:
-            self._snapshot = [torch.empty_like(weight) for weight in self.weights]
-        foreach.copy_(self._snapshot, self.weights)
-        self.perturbed = True
 
     def _choose_moving(self, gradients: Sequence[Optional[Tensor]]) -> None:
         """Weights without a gradient (unused, frozen) take no part and do not count in n."""

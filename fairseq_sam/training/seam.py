@@ -181,7 +181,7 @@ class Seam:
                 trained=[weight for _, weight in named],
                 settings=config.perturbation,
                 perturbed=select_perturbed(named, config.exclude),
-                modules=[unwrap(step.model), unwrap(step.criterion)],
+                modules=[unwrap(step.model), unwrap(step.criterion), *_called_by(self._task)],
             )
             self._key = key
         return self._loss
@@ -205,6 +205,11 @@ class Seam:
 
 def _as_it_is(loss: Tensor) -> Tensor:
     return loss
+
+
+def _called_by(task: Any) -> List[Any]:
+    """Returns a task, whose attributes a step may change, and the modules that it holds."""
+    return [task, *(held for held in vars(task).values() if isinstance(held, nn.Module))]
 
 
 def _compute_dtype(optimizer: Any, device: torch.device) -> Optional[torch.dtype]:
@@ -283,8 +288,7 @@ def _once(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> I
             finally:
                 vars(model)[name] = stand_in
 
-        sharpness_aware.current.at_w(call)
-        sharpness_aware.current.start_here()
+        sharpness_aware.current.once(call)
 
     with _replaced(model, name, once):
         yield
