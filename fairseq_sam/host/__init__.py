@@ -27,6 +27,7 @@ from . import (
     evaluation,
     fairseq_modules,
     generation,
+    literals,
     moving_average,
     numpy_names,
 )
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
     *numpy_names.MODULE_REPAIRS,
+    *literals.MODULE_REPAIRS,
 )
 """Repairs of each module that needs them."""
 
