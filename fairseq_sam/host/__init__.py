@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
     *numpy_names.MODULE_REPAIRS,
     *literals.MODULE_REPAIRS,
+    *checkpoints.MODULE_REPAIRS,
 )
 """Repairs of each module that needs them."""
 

@@ -9,7 +9,7 @@ could still run code, in ``fairseq-generate`` and in whatever else builds its mo
 import ast
 import operator
 import types
-from typing import Any, Callable, Dict, List, Tuple, Type
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Type
 
 from .fairseq_modules import ModuleRepair, uses
 
@@ -57,7 +57,7 @@ def evaluate_literal(source: Any) -> Any:
     return value
 
 
-def _evaluate(node: ast.AST) -> Tuple[Any, int]:
+def _evaluate(node: Optional[ast.AST]) -> Tuple[Any, int]:
     """Returns a value and how many items it has, those within its items included."""
     if isinstance(node, ast.Constant):
         return node.value, 1
@@ -66,8 +66,7 @@ def _evaluate(node: ast.AST) -> Tuple[Any, int]:
         kinds: Dict[type, Callable[[List[Any]], Any]] = {ast.Tuple: tuple, ast.Set: set}
         return kinds.get(type(node), list)(items), size
     if isinstance(node, ast.Dict):
-        # A None among the keys is a ** that unpacks another dictionary.
-        keys, key_size = _evaluate_all([key or ast.Name() for key in node.keys])
+        keys, key_size = _evaluate_all(node.keys)  # with None for a ** that unpacks another
         values, size = _evaluate_all(node.values)
         return dict(zip(keys, values)), key_size + size
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, (ast.USub, ast.UAdd)):
@@ -78,26 +77,24 @@ def _evaluate(node: ast.AST) -> Tuple[Any, int]:
     raise ValueError
 
 
-def _evaluate_all(nodes: List[Any]) -> Tuple[List[Any], int]:
+def _evaluate_all(nodes: Sequence[Optional[ast.AST]]) -> Tuple[List[Any], int]:
     pairs = [_evaluate(node) for node in nodes]
     return [value for value, _ in pairs], 1 + sum(size for _, size in pairs)
 
 
 def _combine(kind: ast.operator, left: Tuple[Any, int], right: Tuple[Any, int]) -> Tuple[Any, int]:
-    first: Any  # a number or a sequence
-    second: Any
     (first, first_size), (second, second_size) = left, right
     if isinstance(kind, ast.Mult) and isinstance(second, (tuple, list)):
         (first, first_size), (second, second_size) = right, left
     if not isinstance(first, (tuple, list)):
         return _compute(kind, _number(first), _number(second)), 1
     if isinstance(kind, ast.Add) and type(first) is type(second):
-        return first + second, first_size + second_size
+        return operator.add(first, second), first_size + second_size
     if isinstance(kind, ast.Mult) and isinstance(second, int):
         size = first_size * max(second, 1)
         if size > _MOST_ITEMS:
             raise ValueError
-        return first * second, size
+        return operator.mul(first, second), size
     raise ValueError
 
 
