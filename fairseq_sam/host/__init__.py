@@ -24,6 +24,8 @@ from . import (
     command_line,
     components,
     data,
+    diagnosis,
+    distributed,
     evaluation,
     fairseq_modules,
     generation,
@@ -53,6 +55,8 @@ REPAIRS: Tuple[Repair, ...] = (
     *evaluation.REPAIRS,
     *generation.REPAIRS,
     *moving_average.REPAIRS,
+    *distributed.REPAIRS,
+    *diagnosis.REPAIRS,
     *(candidate.of_loaded_modules() for candidate in MODULE_REPAIRS),
     fairseq_modules.repair_of_later_modules(MODULE_REPAIRS),
 )
