@@ -5,14 +5,12 @@ Reading uses torch's safe loader only; a writer that is killed leaves the old fi
 
 from __future__ import annotations
 
-import argparse
-import codecs
-import collections
 import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 
@@ -26,6 +24,10 @@ class CheckpointError(Exception):
     """A checkpoint that cannot be used; the text is one line that names the file."""
 
 
+class _UnreadableError(CheckpointError, pickle.UnpicklingError):
+    """A file that torch refuses; fairseq sees the type of error that torch raises."""
+
+
 def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     """Reads a fairseq checkpoint with torch's safe loader.
 
@@ -33,7 +35,9 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
         CheckpointError: the file is missing, damaged, unsafe or no fairseq checkpoint.
     """
     try:
-        state = _load_safely(os.fspath(path))
+        state = load_safely(os.fspath(path), map_location="cpu")
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except Exception as error:  # torch raises half a dozen types for a damaged file
@@ -44,41 +48,111 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
     return state
 
 
-def _load_safely(path: str) -> Any:
-    """Loads data and never code.
+def load_safely(file: Any, **options: Any) -> Any:
+    """Does what ``torch.load`` does, for data only: code is refused by any version of torch.
 
-    torch's safe loader can be told about ``argparse.Namespace``, which most fairseq checkpoints
-    hold, only from torch 2.4 on (``fairseq_sam.host.repair`` does); before, an unpickler that knows
-    nothing but those types takes its place.
+    torch's safe loader knows few types.  Where it stops at a harmless one that fairseq writes (its
+    dictionaries, the configuration as an object of omegaconf, and with torch < 2.4 even the command
+    line), an unpickler that knows nothing but such types takes its place.
+
+    Args:
+        file: a path or an open file.
+        options: those of ``torch.load``; ``weights_only`` and ``pickle_module`` have no effect.
+
+    Raises:
+        CheckpointError: the file holds code, or torch's safe loader cannot read it; also a
+            ``pickle.UnpicklingError``.
+        Exception: whatever else torch raises.
     """
-    if hasattr(torch.serialization, "add_safe_globals"):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    return torch.load(path, map_location="cpu", pickle_module=RestrictedPickle)
+    for ignored in ("weights_only", "pickle_module"):
+        options.pop(ignored, None)
+    start = file.tell() if hasattr(file, "tell") else None
+    name = file if isinstance(file, (str, os.PathLike)) else getattr(file, "name", "a file")
+    if _is_torchscript(file):
+        raise _UnreadableError(f"{name}: holds a TorchScript program, which is code; refused")
+    try:
+        if start is not None:
+            file.seek(start)
+        try:
+            return torch.load(file, weights_only=True, **options)
+        except pickle.UnpicklingError as error:
+            if not _is_harmless(*_refused_global(error)):
+                raise
+            if start is not None:
+                file.seek(start)
+            return torch.load(file, weights_only=False, pickle_module=RestrictedPickle, **options)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        refusal = _without_advice(error)
+        if refusal is None:
+            raise
+        raise _UnreadableError(f"{name}: {refusal}") from None
+
+
+def _is_torchscript(file: Any) -> bool:
+    """Returns whether ``torch.load`` would take a file for a program, as it does before 2.6."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
+
+
+_REFUSED_GLOBAL = re.compile(r"(?:GLOBAL|Unsupported class|refused to load) (\S+)\.(\S+)")
+
+
+def _refused_global(error: Exception) -> Tuple[str, str]:
+    """Returns module and name of what a loader refused, or two empty strings."""
+    found = _REFUSED_GLOBAL.search(str(error))
+    return (found.group(1), found.group(2)) if found else ("", "")
+
+
+def _without_advice(error: Exception) -> Optional[str]:
+    """Returns what torch says of a file, without how to load it all the same; None of others."""
+    text = str(error)
+    module, name = _refused_global(error)
+    if name:
+        return f"holds {_printable(f'{module}.{name}')}, which is code, not data; refused"
+    if "weights_only" not in text and not isinstance(error, pickle.UnpicklingError):
+        return None
+    told = text.rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
+    reason = re.split(r"\. |\n", told)[0].rstrip(".")
+    return f"damaged, or not a checkpoint ({_printable(reason)})"
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _is_harmless(module: str, name: str) -> bool:
+    return any(pattern.fullmatch(f"{module} {name}") for pattern in _HARMLESS)
+
+
+_HARMLESS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"argparse Namespace",
+        r"collections (OrderedDict|defaultdict)",
+        r"_codecs encode",
+        r"(builtins|__builtin__) (dict|int|list|long|set)",
+        r"typing Any",
+        r"torch(\._utils)? (_rebuild_(tensor_v2|parameter)|Size|device|b?float\d*|double|half|"
+        r"u?int\d+|long|bool|\w+Storage)",
+        r"numpy(\._?core\.multiarray)? (ndarray|dtype|_reconstruct|scalar)",
+        r"omegaconf\.(dictconfig DictConfig|listconfig ListConfig|base (Container)?Metadata)",
+        r"omegaconf\.nodes (Any|Boolean|Float|Integer|String)Node",
+        r"fairseq\.data\.dictionary Dictionary",
+        r"fairseq\.(logging\.)?meters (Average|Stopwatch|Sum|Time)Meter",
+    )
+)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
     """Refuses every global that a checkpoint has no use for."""
 
-    _HARMLESS: ClassVar[Dict[Tuple[str, str], Any]] = {
-        ("argparse", "Namespace"): argparse.Namespace,
-        ("collections", "OrderedDict"): collections.OrderedDict,
-        ("_codecs", "encode"): codecs.encode,
-    }
-    _HARMLESS_TORCH = re.compile(
-        r"torch(\._utils)? (_rebuild_(tensor_v2|parameter)|Size|device|b?float\d*|double|half|"
-        r"u?int\d+|long|bool|\w+Storage)"
-    )
-    _HARMLESS_NUMPY = re.compile(
-        r"numpy(\._?core\.multiarray)? (ndarray|dtype|_reconstruct|scalar)"
-    )
-
     def find_class(self, module: str, name: str) -> Any:
         """Returns a harmless global, or raises ``pickle.UnpicklingError``."""
-        if (module, name) in self._HARMLESS:
-            return self._HARMLESS[module, name]
-        for pattern in (self._HARMLESS_TORCH, self._HARMLESS_NUMPY):
-            if pattern.fullmatch(f"{module} {name}"):
-                return super().find_class(module, name)
+        if _is_harmless(module, name):
+            return super().find_class(module, name)
         raise pickle.UnpicklingError(f"refused to load {module}.{name}")
 
 

@@ -41,6 +41,8 @@ def load_trained_model(
     """
     from fairseq import checkpoint_utils
 
+    from fairseq_sam.checkpoint_files import CheckpointError
+
     if not os.path.isfile(checkpoint):
         raise LoadError(f"{checkpoint}: no such file")
     for part in data.split(os.pathsep):
@@ -50,6 +52,8 @@ def load_trained_model(
         state = checkpoint_utils.load_checkpoint_to_cpu(
             checkpoint, {**(overrides or {}), "data": data}
         )
+    except CheckpointError as error:  # which names the file
+        raise LoadError(str(error)) from error
     except Exception as error:  # torch raises half a dozen types for a damaged file
         raise LoadError(
             f"{checkpoint}: damaged, or not a fairseq checkpoint ({reason_of(error)})"

@@ -4,6 +4,9 @@ The plugin runs inside whatever fairseq the user has: 0.12.2, its successor ``fa
 source checkout.  Each has faults of its own, some of which lose data without a word.  Importing the
 plugin calls :func:`repair` once; a fairseq without a fault is left as it is.
 
+Faults that are a habit of fairseq's, in many of its modules, are mended in each of them, also in
+those that are imported later (:mod:`fairseq_sam.host.fairseq_modules`).
+
 A fault is recognised by what fairseq *does* (a tiny probe) or by the names its code uses, never by
 a version number alone, so that a later fairseq which corrected it is not patched.
 
@@ -21,15 +24,28 @@ from . import (
     command_line,
     components,
     data,
+    diagnosis,
+    distributed,
     evaluation,
+    fairseq_modules,
     generation,
+    literals,
     moving_average,
+    numpy_names,
 )
+from .fairseq_modules import ModuleRepair
 from .patching import Repair
 
-__all__ = ["REPAIRS", "Repair", "repair"]
+__all__ = ["MODULE_REPAIRS", "REPAIRS", "Repair", "repair"]
 
 logger = logging.getLogger(__name__)
+
+MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
+    *numpy_names.MODULE_REPAIRS,
+    *literals.MODULE_REPAIRS,
+    *checkpoints.MODULE_REPAIRS,
+)
+"""Repairs of each module that needs them."""
 
 REPAIRS: Tuple[Repair, ...] = (
     *command_line.REPAIRS,
@@ -39,6 +55,10 @@ REPAIRS: Tuple[Repair, ...] = (
     *evaluation.REPAIRS,
     *generation.REPAIRS,
     *moving_average.REPAIRS,
+    *distributed.REPAIRS,
+    *diagnosis.REPAIRS,
+    *(candidate.of_loaded_modules() for candidate in MODULE_REPAIRS),
+    fairseq_modules.repair_of_later_modules(MODULE_REPAIRS),
 )
 """All repairs, in the order they are applied."""
 

@@ -8,16 +8,21 @@ import io
 import logging
 import os
 import time
+import types
 from typing import Any, Callable, List, Tuple
 
 import numpy as np
 import torch
 
+from fairseq_sam.checkpoint_files import load_safely
+
+from .fairseq_modules import ModuleRepair, ModuleView, uses
 from .patching import Repair, rebind, uses_name
 
 logger = logging.getLogger(__name__)
 
 _METER_DTYPES = ("int32", "int64", "float32", "float64", "bool")
+_READING_FROM_MEMORY = ("fairseq.distributed.utils",)
 _SAVE_ATTEMPTS = 3
 _SECONDS_BETWEEN_ATTEMPTS = 2.5
 
@@ -133,6 +138,24 @@ def _start_over_on_retry() -> None:
 
     rebind("_torch_persistent_save", original, _torch_persistent_save)
 
+
+def _loads_code(module: types.ModuleType) -> bool:
+    return (
+        vars(module).get("torch") is torch
+        and module.__name__ not in _READING_FROM_MEMORY
+        and uses(module, "torch", "load")
+    )
+
+
+def _load_data_only(module: types.ModuleType) -> None:
+    """Lets a module load data and never code, whatever the version of torch does by default.
+
+    Before torch 2.6 the safe loader is off unless asked for, and some fairseqs switch it off.
+    """
+    vars(module)["torch"] = ModuleView(torch, load=load_safely)
+
+
+MODULE_REPAIRS = (ModuleRepair("checkpoints may hold code", _loads_code, _load_data_only),)
 
 REPAIRS = (
     Repair(

@@ -83,6 +83,38 @@ def _keep_bf16_off_tpu() -> None:
     rebind("parse_args_and_arch", original, parse_args_and_arch)
 
 
+def _fails_without_task() -> bool:
+    from fairseq import options, tasks  # noqa: F401
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--task")
+    parser.set_defaults(batch_size=None, max_tokens=None)
+    try:
+        options.parse_args_and_arch(parser, input_args=["data"])
+    except KeyError:
+        return True
+    return False
+
+
+def _parse_without_task() -> None:
+    """Lets ``fairseq-validate`` do without ``--task``: it takes the checkpoint's task.
+
+    The command line is then parsed with the flags of translation, as those of other commands are.
+    """
+    from fairseq import options
+
+    original = options.parse_args_and_arch
+
+    @functools.wraps(original)
+    def parse_args_and_arch(parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        has_task = any(action.dest == "task" for action in parser._actions)
+        if has_task and parser.get_default("task") is None:
+            parser.set_defaults(task="translation")
+        return original(parser, *args, **kwargs)
+
+    rebind("parse_args_and_arch", original, parse_args_and_arch)
+
+
 def _denoising_conflicts() -> bool:
     from fairseq.tasks.denoising import DenoisingTask
 
@@ -151,6 +183,7 @@ def _refuse_to_spawn_nothing() -> None:
 
 REPAIRS = (
     Repair("importing fairseq logs everything", _logs_in_debug_format, _log_as_fairseq),
+    Repair("fairseq-validate fails without --task", _fails_without_task, _parse_without_task),
     Repair("--bf16 turns on --tpu", _bf16_means_tpu, _keep_bf16_off_tpu),
     Repair("denoising redeclares flags", _denoising_conflicts, _let_denoising_redeclare),
     Repair("spawning without a GPU trains nothing", _spawns_no_process, _refuse_to_spawn_nothing),

@@ -8,22 +8,9 @@ from typing import Any, Callable, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
-from .patching import Repair, rebind, uses_name
+from .patching import Repair, rebind
 
 Indices = Union[np.ndarray, Sequence[int]]
-
-
-class _NumpyWithCompat(types.ModuleType):
-    """numpy as fairseq expects it: with ``compat.long``, which numpy 2 no longer has.
-
-    Only the fairseq modules that need it see this object: numpy itself stays as it is, because
-    other packages look at ``numpy.compat`` to learn which numpy they run on.
-    """
-
-    compat = types.SimpleNamespace(long=int)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(np, name)
 
 
 def _drops_sentences() -> bool:
@@ -102,38 +89,6 @@ def _bucket_with_current_numpy() -> None:
     rebind("get_buckets", original, get_buckets)
 
 
-def _numpy_lacks_long() -> bool:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return not hasattr(getattr(np, "compat", None), "long")
-
-
-def _blocks_need_long() -> bool:
-    from fairseq.data import token_block_dataset
-
-    build = token_block_dataset.TokenBlockDataset._build_slice_indices
-    return token_block_dataset.np is np and uses_name(build, "compat") and _numpy_lacks_long()
-
-
-def _give_blocks_long() -> None:
-    from fairseq.data import token_block_dataset
-
-    token_block_dataset.np = _NumpyWithCompat("numpy")
-
-
-def _pairs_need_long() -> bool:
-    from fairseq.data import language_pair_dataset
-
-    build = language_pair_dataset.LanguagePairDataset.__init__
-    return language_pair_dataset.np is np and uses_name(build, "compat") and _numpy_lacks_long()
-
-
-def _give_pairs_long() -> None:
-    from fairseq.data import language_pair_dataset
-
-    language_pair_dataset.np = _NumpyWithCompat("numpy")
-
-
 def _batches_depend_on_first_epoch() -> bool:
     from fairseq.tasks.fairseq_task import FairseqTask
 
@@ -185,8 +140,6 @@ REPAIRS = (
     Repair(
         "--num-batch-buckets fails with numpy >= 2.4", _buckets_fail, _bucket_with_current_numpy
     ),
-    Repair("--sample-break-mode eos fails with numpy 2", _blocks_need_long, _give_blocks_long),
-    Repair("--num-batch-buckets fails with numpy 2", _pairs_need_long, _give_pairs_long),
     Repair(
         "a resumed run forms other batches",
         _batches_depend_on_first_epoch,

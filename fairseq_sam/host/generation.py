@@ -5,7 +5,6 @@ whole buffer of tokens, which is padding until the last step, so no repetition i
 word is said about it.  Summaries of BART, generated without repeated trigrams, suffer most.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -24,19 +23,23 @@ def _repeats_ngrams() -> bool:
     return bool(scores[0, 5] == 0)
 
 
+def _no_repeat_ngram(
+    self: Any, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int
+) -> Tensor:
+    return self._no_repeat_ngram_in_buffer(tokens[:, : step + 1], lprobs, bsz, beam_size, step)
+
+
 def _look_at_generated_tokens_only() -> None:
-    """Shows the search for repeated n-grams the tokens generated so far, without the padding."""
+    """Shows the search for repeated n-grams the tokens generated so far, without the padding.
+
+    TorchScript compiles methods from their source, so that the replacement is a plain method, and
+    calls the original by name.
+    """
     from fairseq.ngram_repeat_block import NGramRepeatBlock
 
     original = NGramRepeatBlock._no_repeat_ngram
-
-    @functools.wraps(original)
-    def _no_repeat_ngram(
-        self: Any, tokens: Tensor, lprobs: Tensor, bsz: int, beam_size: int, step: int
-    ) -> Tensor:
-        result: Tensor = original(self, tokens[:, : step + 1], lprobs, bsz, beam_size, step)
-        return result
-
+    original.__name__ = "_no_repeat_ngram_in_buffer"  # TorchScript's name for it
+    NGramRepeatBlock._no_repeat_ngram_in_buffer = original
     NGramRepeatBlock._no_repeat_ngram = _no_repeat_ngram
 
 

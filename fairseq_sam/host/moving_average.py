@@ -3,7 +3,7 @@
 import functools
 import logging
 from types import SimpleNamespace
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,17 @@ def _averages_shared_weights_twice() -> bool:
     return float(average.get_model().first) != 0.5
 
 
+def _aliases(state: Dict[str, Tensor]) -> Dict[str, str]:
+    """Returns the further names of tensors with several, and the first name of each."""
+    aliases: Dict[str, str] = {}
+    first: Dict[Any, str] = {}
+    for key, value in state.items():
+        place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else key
+        if first.setdefault(place, key) != key:
+            aliases[key] = first[place]
+    return aliases
+
+
 class _WithoutAliases:
     """A model whose state names each tensor once."""
 
@@ -82,29 +93,35 @@ class _WithoutAliases:
 
     def state_dict(self) -> Dict[str, Tensor]:
         """The model's, without further names of a tensor that it has already."""
-        state, seen = {}, set()
-        for key, value in self._model.state_dict().items():
-            place = (value.data_ptr(), value.shape, value.stride()) if value.numel() else key
-            if place not in seen:
-                seen.add(place)
-                state[key] = value
-        return state
+        state = self._model.state_dict()
+        aliases = _aliases(state)
+        return {key: value for key, value in state.items() if key not in aliases}
 
 
 def _average_shared_weights_once() -> None:
     """Lets weights with several names (tied embeddings) move to the average once an update.
 
-    fairseq goes by names, so that their decay is ``--ema-decay`` squared.
+    fairseq goes by names, so that their decay is ``--ema-decay`` squared.  The copies in full
+    precision (``--ema-fp32``), which a checkpoint holds too, are shared by the names likewise.
     """
     from fairseq.models.ema.ema import EMA
 
-    original = EMA._step_internal
+    original, build = EMA._step_internal, EMA.build_fp32_params
 
     @functools.wraps(original)
     def _step_internal(self: Any, new_model: nn.Module, updates: Any = None) -> Any:
         return original(self, _WithoutAliases(new_model), updates)
 
-    EMA._step_internal = _step_internal
+    @functools.wraps(build)
+    def build_fp32_params(self: Any, state_dict: Optional[Dict[str, Tensor]] = None) -> None:
+        state = self.model.state_dict() if state_dict is None else state_dict
+        aliases = _aliases(self.model.state_dict())
+        build(self, {key: state[key] for key in state if aliases.get(key, key) == key})
+        for key, first in aliases.items():
+            if first in self.fp32_params:
+                self.fp32_params[key] = self.fp32_params[first]
+
+    EMA._step_internal, EMA.build_fp32_params = _step_internal, build_fp32_params
 
 
 REPAIRS = (

@@ -143,6 +143,7 @@ train() {
     if ((NODES > 1)); then
         launcher=(torchrun --nnodes "$NODES" --node-rank "$NODE_RANK" --nproc-per-node "$GPUS"
             --master-addr "${MASTER%:*}" --master-port "${MASTER##*:}" -m fairseq_cli.train)
+        flags+=(--distributed-world-size $((NODES * GPUS))) # else one GPU a node trains alone
     elif ((GPUS)); then
         flags+=(--distributed-world-size "$GPUS")
     else

@@ -1,5 +1,6 @@
 """What every command that takes checkpoints and data says of those that it cannot use."""
 
+import os
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -14,6 +15,16 @@ USES = {
     "spectrum": "spectrum {data} {checkpoint}",
     "spectrum of the Fisher": "spectrum {data} {checkpoint} --matrix fisher",
 }
+
+
+class Program:
+    """Runs when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.ran),)
 
 
 @pytest.fixture(params=list(USES))
@@ -40,9 +51,22 @@ def test_truncated_checkpoint(error_of: Any, checkpoint: str, corpus: Path, tmp_
 
 def test_something_else(error_of: Any, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other.pt").write_text("not a checkpoint\n")
-    assert "other.pt: damaged, or not a fairseq" in error_of(corpus, tmp_path / "other.pt")
+    error = error_of(corpus, tmp_path / "other.pt")
+    assert "other.pt: damaged, or not a" in error
+    assert "weights_only" not in error
     torch.save({"weights": torch.ones(1)}, tmp_path / "other.pt")
     assert "other.pt: damaged, or not a fairseq" in error_of(corpus, tmp_path / "other.pt")
+
+
+def test_code(error_of: Any, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=False)
+    state["task_state"] = Program(tmp_path / "ran")
+    torch.save(state, tmp_path / "program.pt")
+    error = error_of(corpus, tmp_path / "program.pt")
+    assert f"program.pt: holds {os.mkdir.__module__}.mkdir, which is code, not data" in error
+    assert "damaged" not in error
+    assert "weights_only" not in error
+    assert not (tmp_path / "ran").exists()
 
 
 def test_no_data(error_of: Any, checkpoint: str, tmp_path: Path) -> None:

@@ -105,6 +105,24 @@ def test_two_workers_are_two_micro_batches(two_workers, fairseq_train, method):
         assert run.values(key) == pytest.approx(alone.values(key), abs=2e-3), key
 
 
+@pytest.mark.parametrize(
+    "flags",
+    ["--optimizer ga_sam", pytest.param("--optimizer sam --update-freq 2", marks=pytest.mark.slow)],
+)
+def test_two_workers_resume_in_the_middle_of_an_epoch(two_workers, flags):
+    """Three updates an epoch, or two: the fifth ends none."""
+    flags = f"{flags} --max-update 8 --save-interval-updates 5"
+    whole, weights = two_workers(flags)
+    (saved,) = whole.save_dir.glob("checkpoint_*_5.pt")
+    resumed, resumed_weights = two_workers(flags, "--restore-file", saved)
+    assert "Loaded checkpoint" in resumed.output
+    assert len(resumed.values("loss")) == 3
+    assert_equal_on_both(resumed_weights)
+    for key, weight in weights[0].items():
+        assert torch.equal(resumed_weights[0][key], weight), key
+    resumed.assert_same_training(whole)
+
+
 DISTRIBUTED_DATA_PARALLEL = """
 import sys, torch
 from torch.nn.parallel import DistributedDataParallel

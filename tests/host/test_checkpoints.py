@@ -1,8 +1,10 @@
 """Checkpoints: what fairseq writes and reads alone, and once repaired."""
 
 import argparse
+import contextlib
 import io
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,13 @@ import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
 from fairseq.file_io import PathManager
 from fairseq.logging import meters
+from omegaconf import OmegaConf
 
 from fairseq_sam import host
+from fairseq_sam.checkpoint_files import load_safely
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +72,83 @@ class TestSafeLoader:
         host.repair()
         with pytest.raises(Exception, match=r"[Uu]nsupported"):
             self.through_safe_loader(Unlisted())
+
+
+class Program:
+    """Runs when it is unpickled."""
+
+    def __init__(self, ran):
+        self.ran = ran
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.ran),)
+
+
+class TestWhatFairseqLoads:
+    @pytest.fixture
+    def save(self, tmp_path):
+        def save(zipped=True, **content):
+            path = str(tmp_path / "checkpoint.pt")
+            state = {"args": None, "model": {"weight": torch.ones(2)}, **content}
+            torch.save(state, path, _use_new_zipfile_serialization=zipped)
+            return path
+
+        return save
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_may_not_be_code(self, save, tmp_path, zipped):
+        path = save(zipped, task_state=Program(tmp_path / "ran"))
+        with pytest.raises(pickle.UnpicklingError) as caught:
+            checkpoint_utils.load_checkpoint_to_cpu(path)
+        name = f"{os.mkdir.__module__}.mkdir"
+        assert str(caught.value) == f"{path}: holds {name}, which is code, not data; refused"
+        assert caught.value.__suppress_context__
+        assert not (tmp_path / "ran").exists()
+
+    def test_runs_with_fairseq_alone_where_torch_lets_it(self, save, tmp_path, monkeypatch):
+        path = save(task_state=Program(tmp_path / "ran"))
+        monkeypatch.setattr(checkpoint_utils, "torch", torch)
+        with contextlib.suppress(Exception):  # it is not a whole checkpoint either
+            checkpoint_utils.load_checkpoint_to_cpu(path)
+        load = checkpoint_utils.load_checkpoint_to_cpu.__code__
+        switched_off = any("weights_only" in str(const) for const in load.co_consts)
+        old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6)
+        assert (tmp_path / "ran").exists() == (switched_off or old)
+
+    def test_may_not_be_a_torchscript_program(self, tmp_path):
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "program.pt"))
+        with pytest.raises(pickle.UnpicklingError, match="TorchScript program, which is code"):
+            checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "program.pt"))
+
+    @pytest.mark.parametrize("content", ["not a checkpoint", ""])
+    def test_may_be_damaged(self, tmp_path, content):
+        (tmp_path / "text.pt").write_text(content)
+        with pytest.raises((pickle.UnpicklingError, EOFError)) as caught:
+            checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "text.pt"))
+        assert "weights_only" not in str(caught.value)
+        assert not content or "text.pt: damaged" in str(caught.value)
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_is_what_fairseq_writes(self, save, zipped):
+        dictionary = Dictionary()
+        dictionary.add_symbol("word")
+        path = save(
+            zipped,
+            args=argparse.Namespace(arch="transformer"),
+            cfg=OmegaConf.create({"model": {"layers": [1, 2.5, "x", None, True]}}),
+            task_state={"target_dictionary": dictionary},
+            extra_state={"meter": meters.AverageMeter(), "best": np.float64(0.5)},
+            last_optimizer_state={"step": np.arange(3), "moment": torch.ones(2).half()},
+        )
+        state = checkpoint_utils.torch.load(path, map_location="cpu")
+        assert state["args"].arch == "transformer"
+        assert state["cfg"].model.layers == [1, 2.5, "x", None, True]
+        assert state["task_state"]["target_dictionary"].index("word") == 4
+        assert state["extra_state"]["best"] == 0.5
+        assert state["last_optimizer_state"]["moment"].dtype is torch.float16
+
+    def test_is_not_what_others_load(self):
+        assert torch.load is not load_safely
 
 
 class TestCopy:

@@ -35,6 +35,51 @@ class TestBf16:
         assert self.parse(options.parse_args_and_arch, "--tpu").tpu
 
 
+class TestValidationWithoutTask:
+    def test_parses(self, unrepaired):
+        flags = ["data", "--path", "checkpoint.pt", "--batch-size", "3"]
+        parse = options.parse_args_and_arch
+        assert parse(options.get_validation_parser(), flags).path == "checkpoint.pt"
+        given = parse(options.get_validation_parser(), flags, suppress_defaults=True)
+        assert not hasattr(given, "task")
+        assert given.batch_size == 3
+        given = parse(
+            options.get_validation_parser(), [*flags, "--task", "masked_lm"], suppress_defaults=True
+        )
+        assert given.task == "masked_lm"
+        while hasattr(parse, "__wrapped__"):
+            parse = unrepaired(parse)
+        with pytest.raises(KeyError, match="None"):
+            parse(options.get_validation_parser(), flags)
+
+    def test_takes_the_checkpoints_task(self, fairseq_train, corpus):
+        flags = (
+            "--task language_modeling --arch transformer_lm --decoder-layers 1 --batch-size 8 "
+            "--decoder-embed-dim 8 --decoder-ffn-embed-dim 8 --decoder-attention-heads 2 "
+            "--tokens-per-sample 16 --sample-break-mode none"
+        )
+        (corpus / "dict.txt").write_bytes((corpus / "dict.en.txt").read_bytes())
+        for part in ("train", "valid"):
+            for end in ("bin", "idx"):
+                content = (corpus / f"{part}.de-en.en.{end}").read_bytes()
+                (corpus / f"{part}.{end}").write_bytes(content)
+        run = fairseq_train("--optimizer adam --max-update 1", task=(corpus, flags))
+        program = "from fairseq_cli.validate import cli_main; cli_main()"
+        done = subprocess.run(
+            [
+                *(sys.executable, "-c", program, str(corpus), "--cpu", "--batch-size", "8"),
+                *("--path", str(run.save_dir / "checkpoint_last.pt"), "--valid-subset", "valid"),
+                *("--user-dir", str(ROOT / "fairseq_sam"), "--log-format", "simple"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        assert "| valid | " in done.stdout
+        assert " ppl " in done.stdout
+
+
 def test_denoising_takes_a_transformer_and_both_mean_the_same_flag():
     flags = ["--task", "denoising", "--arch", "bart_base", "--max-source-positions", "77"]
     args = options.parse_args_and_arch(options.get_training_parser(), ["data", *flags])

@@ -36,6 +36,36 @@ def test_shared_weights_move_once(fp32, unrepaired):
     assert average(unrepaired(EMA._step_internal)) == (1 - 0.75**4, once)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_shared_weights_have_one_copy_in_full_precision(dtype):
+    config = SimpleNamespace(ema_decay=0.75, ema_seed_model=None, ema_fp32=True)
+    kept = EMA(Tied(0.0).to(dtype), config)
+    kept._step_internal(Tied(1.0).to(dtype))
+    copies = kept.fp32_params
+    assert copies["embed"] is copies["project"]
+    assert float(copies["project"][0, 0]) == 0.25
+    assert copies["project"].dtype == torch.float32
+
+    # A checkpoint of an earlier version of the plugin has a stale second copy.
+    saved = {key: value.clone() for key, value in copies.items()}
+    saved["project"].zero_()
+    again = EMA(Tied(0.0).to(dtype), config)
+    again.build_fp32_params(saved)
+    assert again.fp32_params["embed"] is again.fp32_params["project"]
+    assert float(again.fp32_params["embed"][0, 0]) == 0.25
+
+
+@pytest.mark.parametrize("precision", ["", "--fp16 --fp16-no-flatten-grads --fp16-init-scale 1"])
+def test_checkpoints_have_no_stale_copy_of_tied_weights(fairseq_train, precision):
+    run = fairseq_train(
+        "--optimizer adam --store-ema --ema-fp32 --ema-decay 0.5 --max-update 3",
+        f"--share-decoder-input-output-embed {precision}",
+    )
+    saved = run.checkpoint()["extra_state"]["ema_fp32_params"]
+    first = saved["decoder.embed_tokens.weight"]
+    assert torch.equal(first, saved["decoder.output_projection.weight"])
+
+
 @pytest.mark.parametrize("fp32", ["", "--ema-fp32"])
 def test_begins_at_a_model_without_an_average(fairseq_train, monkeypatch, unrepaired, fp32):
     plain = fairseq_train("--optimizer adam --max-update 2")

@@ -189,6 +189,14 @@ class TestFullSize:
         assert (found["--master-addr"], found["--master-port"]) == ("h", "99")
         assert found["--max-tokens"] == "1024"
 
+    @pytest.mark.parametrize(("nodes", "gpus"), [(2, 1), (2, 4)])
+    def test_all_machines_train_one_model(self, nodes, gpus):
+        commands = dry_run(
+            *("iwslt14_de_en", "--gpus", gpus, "--nodes", nodes, "--master", "h:99", "--seeds", 1)
+        )
+        found = flags(next(c for c in commands if "fairseq_cli.train" in c))
+        assert found["--distributed-world-size"] == str(nodes * gpus)
+
     def test_another_radius_and_more_flags(self):
         commands = dry_run(
             "iwslt15_en_vi", "--methods", "ga_sam@0.25", "--seeds", 2, "--out", "O", "--gpus", 0,
