@@ -103,7 +103,7 @@ class Replay:
         found = [
             (weight, value)
             for weight, value in zip(weights, before)
-            if id(weight) not in known and not torch.equal(weight, value)
+            if id(weight) not in known and not weight.is_meta and not torch.equal(weight, value)
         ]
         for weight, value in found:
             self._written.append(weight)

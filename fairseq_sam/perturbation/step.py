@@ -201,7 +201,7 @@ class RepeatedStep:
             before = foreach.take_gradients(trained)
             self.sentences.apply_weights(False)
             with autocast_off(loss.device):
-                self._scale_loss(loss).backward(retain_graph=True)
+                torch.autograd.backward(self._scale_loss(loss), retain_graph=True)
             foreach.add_gradients_(self._risk, foreach.take_gradients(trained))
             foreach.put_gradients(trained, before)
         self.sentences.apply_weights(True)

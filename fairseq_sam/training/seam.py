@@ -34,6 +34,7 @@ from fairseq_sam.training.gradient_log import GradientLog
 from fairseq_sam.training.optimizers import carrier_of
 from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences
+from fairseq_sam.training.translations import Translations
 from fairseq_sam.training.weighing import WeighingCriterion
 
 StepOutput = Tuple[Any, Any, Dict[str, Any]]
@@ -139,19 +140,27 @@ class Seam:
         self, step: TrainStep, sample: Any, sharpness_aware: SharpnessAwareLoss, is_last: bool
     ) -> Outcome:
         """Repeats the step; its gradient joins those of the micro-batches before."""
-        optimizer = step.optimizer
+        optimizer, translations = step.optimizer, Translations(self._task, sharpness_aware.trained)
+        optimizer_backward = optimizer.backward
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
-            with _replaced(optimizer, "backward", this.backward):
+            with _replaced(optimizer, "backward", this.backward), translations.of_pass(this):
                 return ForwardPass(*step(sample, criterion))
 
+        def backward(loss: Tensor) -> None:
+            with _replaced(torch.Tensor, "backward", torch_backward):
+                optimizer_backward(loss)
+
+        torch_backward = torch.Tensor.backward
         scaler = getattr(optimizer, "scaler", None)
         try:
-            with contextlib.nullcontext() if is_last else step.no_sync():
+            with contextlib.nullcontext() if is_last else step.no_sync(), _replaced(
+                torch.Tensor, "backward", _refuse_to_go_backward
+            ):
                 return sharpness_aware.run(
                     run,
-                    backward=optimizer.backward,
+                    backward=backward,
                     scale_loss=_as_it_is if scaler is None else scaler.scale,
                     no_sync=step.no_sync,
                     compute_dtype=_compute_dtype(optimizer, sharpness_aware.trained[0].device),
@@ -249,19 +258,22 @@ def _refuse_nothing_moved(sharpness_aware: SharpnessAwareLoss, exclude: str) -> 
         )
 
 
+def _refuse_to_go_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    raise BackwardPassedBy("loss.backward() in a step that is to call optimizer.backward(loss)")
+
+
 @contextlib.contextmanager
 def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Context in which an object's attribute is another."""
-    attributes = vars(holder)
-    before = attributes.get(name, attributes)  # the dictionary itself stands for none
-    attributes[name] = value
+    """Context in which an object, or a class, has another attribute."""
+    was_own, before = name in vars(holder), vars(holder).get(name)
+    setattr(holder, name, value)
     try:
         yield
     finally:
-        if before is attributes:
-            del attributes[name]
+        if was_own:
+            setattr(holder, name, before)
         else:
-            attributes[name] = before
+            delattr(holder, name)
 
 
 @contextlib.contextmanager

@@ -291,7 +291,9 @@ def test_the_criterion_is_given_back_its_own_logging_outputs(parts):
 
 
 def test_exclusion_by_name():
-    named = [(name, nn.Parameter(torch.zeros(1))) for name in ("encoder.bias", "decoder.weight", "head")]
+    named = [
+        (name, nn.Parameter(torch.zeros(1))) for name in ("encoder.bias", "decoder.weight", "head")
+    ]
     chosen = select_perturbed(named, "^encoder|head$")
     assert len(chosen) == 1
     assert chosen[0] is named[1][1]
