@@ -58,6 +58,7 @@ def load_trained_model(
         raise LoadError(
             f"{checkpoint}: damaged, or not a fairseq checkpoint ({reason_of(error)})"
         ) from error
+    _refuse_unregistered(checkpoint, state.get("cfg"))
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], state=state)
     except Exception as error:  # tasks and models complain in any way
@@ -67,6 +68,22 @@ def load_trained_model(
         if hasattr(layer, "can_use_fastpath"):
             layer.can_use_fastpath = False  # fairseq 0.12.2's fused kernel has no gradients
     return TrainedModel(model, task, cfg)
+
+
+def _refuse_unregistered(checkpoint: str, cfg: Any) -> None:
+    """Refuses a model or task of somebody's own --user-dir, which the checkpoint only names."""
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.tasks import TASK_REGISTRY
+
+    known = {"model": {*ARCH_MODEL_REGISTRY, *MODEL_REGISTRY}, "task": TASK_REGISTRY}
+    for part, names in known.items():
+        name = getattr(getattr(cfg, part, None), "_name", None)
+        if name is not None and name not in names:
+            raise LoadError(
+                f"{checkpoint}: its {part} {name} is not one of fairseq's: it was trained with "
+                f"--user-dir {getattr(getattr(cfg, 'common', None), 'user_dir', None)}; give that "
+                "directory as --user-dir (its Python files are run)"
+            )
 
 
 def per_sentence_criterion(trained: TrainedModel, name: Optional[str] = None) -> Tuple[str, Any]:

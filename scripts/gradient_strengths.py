@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Prints the strength of each tensor's gradient relative to that of the whole gradient.
+"""Prints the strength of each bias's gradient relative to that of its layer's matrix.
 
-The figures of docs/results/noise_floor.md: ‖g_i‖/√n_i over ‖g‖/√n on training batches, weakest
-first.
+The figures of docs/results/noise_floor.md: ‖g_i‖/√n_i on training batches over that of the matrix
+of the same module, and over ‖g‖/√n of the whole gradient, weakest first.
 
 Example:
     python scripts/gradient_strengths.py CHECKPOINT --batches 40
@@ -51,13 +51,17 @@ def main() -> None:
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         size = sum(g.numel() for g in gradients.values())
         whole = (sum(float(g.norm()) ** 2 for g in gradients.values()) / size) ** 0.5
-        for name, g in gradients.items():
-            strength = float(g.norm()) / g.numel() ** 0.5 / whole
-            low, high = extremes.get(name, (strength, strength))
-            extremes[name] = (min(low, strength), max(high, strength))
-    print(f"| tensor | least | most |  ({args.batches} batches)\n| --- | ---: | ---: |")
-    for name, (low, high) in sorted(extremes.items(), key=lambda item: item[1])[: args.tensors]:
-        print(f"| {name} | {low:.1e} | {high:.1e} |")
+        strengths = {n: float(g.norm()) / g.numel() ** 0.5 for n, g in gradients.items()}
+        for name, strength in strengths.items():
+            matrix = strengths.get(name.rpartition(".")[0] + ".weight")
+            if name.endswith(".bias") and matrix and gradients[name[:-4] + "weight"].dim() > 1:
+                extremes.setdefault(name, []).append((strength / matrix, strength / whole))
+    print(f"| bias | of its matrix | of the whole |  ({args.batches} batches)")
+    print("| --- | ---: | ---: |")
+    for name, found in sorted(extremes.items(), key=lambda item: max(item[1]))[: args.tensors]:
+        own, all_of_it = zip(*found)
+        ranges = [f"{min(each):.1e}–{max(each):.1e}" for each in (own, all_of_it)]
+        print(f"| {name} | {' | '.join(ranges)} |")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,18 @@ Imports nothing of fairseq.
 """
 
 import math
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.layer_names import layer_of
-from fairseq_sam.perturbation.ascent import SCALES, scale_of_groups
+from fairseq_sam.perturbation.ascent import SCALES, noise_of_tensors, scale_of_groups
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
-from fairseq_sam.perturbation.weights import noise_floor
+
+_Measured = Tuple[str, Tensor, float, Tensor]
+"""Name, weight, root mean square of its gradient's norm, and the sum of the gradients."""
 
 
 class TensorNorms(NamedTuple):
@@ -118,10 +120,7 @@ class GradientNorms:
         weight_norms = _double([_norm(weight) for _, weight, _, _ in rows])
         batch_norms = _double([norm for _, _, norm, _ in rows])
         num_weights = int(sizes.sum())
-        coarsest = max((w.dtype for _, w, _, _ in rows), key=lambda dtype: torch.finfo(dtype).eps)
-        noise = _layer_strengths([row[0] for row in rows], batch_norms, sizes) * noise_floor(
-            coarsest
-        )
+        noise = _noise(rows, batch_norms, sizes)
         floored, unfloored = (
             {
                 key: scale_of_groups(scale, weight_norms, batch_norms, sizes, num_weights, floor)
@@ -161,13 +160,12 @@ def by_layer(tensors: Sequence[TensorNorms]) -> List[LayerNorms]:
     ]
 
 
-def _layer_strengths(names: Sequence[str], norms: Tensor, sizes: Tensor) -> Tensor:
-    """Returns for each tensor the greatest ‖g‖/√n among those of the same module."""
-    greatest: Dict[str, float] = {}
-    modules = [name.rpartition(".")[0] for name in names]
-    for module, strength in zip(modules, (norms / sizes.sqrt()).tolist()):
-        greatest[module] = max(strength, greatest.get(module, 0.0))
-    return _double([greatest[module] for module in modules])
+def _noise(rows: Sequence[_Measured], norms: Tensor, sizes: Tensor) -> Tensor:
+    coarsest = max((w.dtype for _, w, _, _ in rows), key=lambda dtype: torch.finfo(dtype).eps)
+    modules = [name.rpartition(".")[0] for name, _, _, _ in rows]
+    layers = torch.tensor([modules.index(module) for module in modules])
+    is_vector = torch.tensor([weight.dim() < 2 for _, weight, _, _ in rows])
+    return noise_of_tensors(norms, sizes, coarsest, layers, is_vector)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -195,6 +195,43 @@ def scale_of_groups(
     return torch.where(live, values, torch.zeros_like(values))
 
 
+def noise_of_tensors(
+    norms: Tensor,
+    sizes: Tensor,
+    dtype: torch.dtype,
+    layers: Optional[Tensor] = None,
+    is_vector: Optional[Tensor] = None,
+) -> Tensor:
+    """Returns the strength ‖g‖/√n at or below which a tensor's gradient is rounding noise.
+
+    What has no true gradient is a bias that a later softmax or normalisation ignores, and the noise
+    in it is made of the very numbers that the gradient of its layer's matrix is made of. So a
+    vector is measured against the matrix of its layer, with a floor of √(2 eps), between noise of
+    some eps and signal of about 1. (Against the whole model, all tensors behind a small residual
+    gate would pass for noise.) Single entries and rows of a tensor are measured against the
+    tensor, with a floor of 64 eps, at most 2⁻⁷. Measured in docs/results/noise_floor.md.
+
+    Args:
+        norms: ‖g‖ of each tensor ``[tensors]``.
+        sizes: their numbers of entries.
+        dtype: the format that the gradients were computed in.
+        layers: number of the layer that each tensor belongs to; None where that is not known: then
+            all are measured against the whole gradient, with the floor of 64 eps.
+        is_vector: which tensors have one dimension at most.
+    """
+    eps = torch.finfo(dtype).eps
+    floor = min(64.0 * eps, 2.0**-7)
+    strengths = norms / sizes.clamp(min=1).sqrt()
+    if layers is None or is_vector is None:
+        whole: Tensor = torch.linalg.vector_norm(norms) / sizes.sum().clamp(min=1).sqrt()
+        return (whole * floor).expand_as(norms)
+    of_matrices = torch.where(is_vector, torch.zeros_like(strengths), strengths)
+    greatest = torch.zeros_like(strengths).scatter_reduce(0, layers, of_matrices, "amax")
+    of_vectors = torch.where(is_vector, greatest[layers], torch.zeros_like(strengths))
+    noise: Tensor = torch.maximum(strengths * floor, of_vectors * (2.0 * eps) ** 0.5)
+    return noise
+
+
 def step_factor(
     norm: str, scale: Blocks, gradient_norms: Blocks, step_size: float, keep: Tensor
 ) -> Tensor:

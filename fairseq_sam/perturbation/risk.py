@@ -203,8 +203,8 @@ def _losses(output: ForwardPass) -> Tensor:
     return output.losses
 
 
-def _layers(weights: Sequence[Tensor], modules: Sequence[Any]) -> List[int]:
-    """Numbers the layers: weights that one module holds itself are of one layer."""
+def _layers(weights: Sequence[Tensor], modules: Sequence[Any]) -> Optional[List[int]]:
+    """Numbers the layers: weights that one module holds itself are of one; None if unknown."""
     owners: Dict[int, int] = {}
     holders = [
         each for module in modules if isinstance(module, nn.Module) for each in module.modules()
@@ -212,4 +212,4 @@ def _layers(weights: Sequence[Tensor], modules: Sequence[Any]) -> List[int]:
     for number, holder in enumerate(holders, 1):
         for weight in holder.parameters(recurse=False):
             owners.setdefault(id(weight), number)
-    return [owners.get(id(weight), 0) for weight in weights]
+    return [owners.get(id(weight), 0) for weight in weights] if owners else None

@@ -18,21 +18,6 @@ from fairseq_sam.perturbation.settings import PerturbationSettings
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
-def noise_floor(dtype: torch.dtype) -> float:
-    """Returns the share of a layer's gradient strength below which a gradient is noise.
-
-    A tensor's strength ‖g_i‖/√n_i is measured against the greatest among the tensors of its layer:
-    the bias of a key projection, whose true gradient is 0, against the projection's matrix. Against
-    the whole model, layers behind a small residual gate would pass for noise. Measured on a
-    Transformer (docs/results/noise_floor.md); 64 machine epsilons, at most 2⁻⁷, lies between noise
-    and signal in every format.
-
-    >>> noise_floor(torch.bfloat16) == 2**-7 and noise_floor(torch.float32) < 1e-5
-    True
-    """
-    return min(64.0 * torch.finfo(dtype).eps, 2.0**-7)
-
-
 class PerturbedWeights:
     """Weights that move to w + a_1, w + a_2, … and back.
 
@@ -44,8 +29,8 @@ class PerturbedWeights:
     Args:
         weights: the tensors to perturb.
         settings: the method.
-        layers: for each weight the number of the layer it belongs to, 0, 1, …; by default all are
-            of one. Only scales that divide by the gradient look at them, to tell noise.
+        layers: for each weight the number of the layer that it belongs to; only scales that divide
+            by the gradient look at it, to tell noise (:func:`~.ascent.noise_of_tensors`).
 
     Attributes:
         perturbed: whether the weights are away from w.
@@ -71,11 +56,12 @@ class PerturbedWeights:
         self.norm: Tensor
         self.realised: Tensor
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
-        self._layers = list(layers) if layers is not None else [0] * len(self.weights)
+        self._layers = layers
         self._snapshot: List[Tensor] = []
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
         self._layer_numbers: Optional[Tensor] = None
+        self._are_vectors: Optional[Tensor] = None
         self._scale: Blocks = []
         self._exact: List[Tensor] = []
         self._steps_taken = 0
@@ -136,8 +122,7 @@ class PerturbedWeights:
             foreach.discard_non_finite_(norms, finite)
         if first:
             coarsest = max((g.dtype for g in given), key=lambda dtype: torch.finfo(dtype).eps)
-            floor = noise_floor(compute_dtype or coarsest)
-            self._scale = self._compute_scale(given, norms, divisor, floor)
+            self._scale = self._compute_scale(given, norms, divisor, compute_dtype or coarsest)
             self._first_step(given, norms)
         else:
             self._next_step(given, norms)
@@ -215,14 +200,18 @@ class PerturbedWeights:
             )
 
     def _compute_scale(
-        self, gradients: List[Tensor], norms: Blocks, divisor: "float | Tensor", floor: float
+        self,
+        gradients: List[Tensor],
+        norms: Blocks,
+        divisor: "float | Tensor",
+        dtype: torch.dtype,
     ) -> Blocks:
         assert self._groups is not None
         groups, scale = self._groups, SCALES[self.settings.scale]
         sizes = groups.sizes(norms)
         noise: Blocks = [torch.zeros(())] * len(norms)
         if scale.divides_by_gradient:
-            noise = groups.from_tensors(self._layer_strengths(gradients) / divisor * floor)
+            noise = groups.from_tensors(self._noise(gradients, dtype) / divisor)
         weight_norms = (
             groups.norms([self.weights[i] for i in self._moving]) if scale.uses_weights else norms
         )
@@ -231,17 +220,19 @@ class PerturbedWeights:
             for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
         ]
 
-    def _layer_strengths(self, gradients: List[Tensor]) -> Tensor:
-        """Returns for each moving tensor the greatest ‖g‖/√n among those of its layer."""
+    def _noise(self, gradients: List[Tensor], dtype: torch.dtype) -> Tensor:
+        """Returns the strength at or below which the gradient of a moving tensor is noise."""
         assert self._groups is not None
         norms = foreach.norms(gradients)
-        strengths = norms / self._groups.tensor_sizes(norms).clamp(min=1).sqrt()
-        if self._layer_numbers is None:  # kept, as filling a tensor waits for the GPU
-            numbers = [self._layers[i] for i in self._moving]
+        if self._layers is not None and self._layer_numbers is None:
+            # Made once and kept: filling a tensor from Python numbers waits for the GPU.
+            found = [self._layers[i] for i in self._moving]
+            numbers = [sorted(set(found)).index(number) for number in found]
+            vectors = [self.weights[i].dim() < 2 for i in self._moving]
             self._layer_numbers = torch.tensor(numbers, device=norms.device)
-        greatest = strengths.new_zeros(max(self._layers) + 1)
-        greatest = greatest.scatter_reduce(0, self._layer_numbers, strengths, "amax")
-        return greatest[self._layer_numbers]
+            self._are_vectors = torch.tensor(vectors, device=norms.device)
+        sizes = self._groups.tensor_sizes(norms)
+        return ascent.noise_of_tensors(norms, sizes, dtype, self._layer_numbers, self._are_vectors)
 
     def _coefficients(self, norms: Blocks, step_size: float) -> Blocks:
         """Returns the coefficients of the next step; the last step may use up T."""
