@@ -22,6 +22,7 @@ Example:
 
 import argparse
 import contextlib
+import copy
 import json
 import statistics
 import sys
@@ -221,11 +222,24 @@ def measure(steps: Dict[str, Step], args: argparse.Namespace) -> Dict[str, Dict[
     return figures
 
 
+def disconnected(task: Any) -> Any:
+    """Returns a copy of a task as it was before it was connected with the perturbation."""
+    copied = copy.copy(task)
+    for name in ("sharpness_aware_seam", "begin_epoch", "train_step", "reduce_metrics"):
+        vars(copied).pop(name, None)
+    return copied
+
+
 def variants(trainer: Any, samples: List[Any], args: argparse.Namespace) -> Dict[str, Step]:
     """Returns the step of every variant by name; "base" is the base optimizer's."""
+    from fairseq_sam.training import seam
 
     def stepping(variant: Optional[Dict[str, Any]]) -> Step:
+        task = disconnected(trainer.task)  # each variant has a snapshot of its own
+        seam.connect(task)
+
         def step() -> None:
+            trainer.task = task
             configure(trainer, variant)
             trainer.train_step(samples)
 
