@@ -18,59 +18,33 @@ micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
 
 import contextlib
 import functools
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, NoReturn, Optional, Tuple
+from typing import Any, Dict, Iterator, List, NoReturn, Optional
 
 import torch
 from fairseq import criterions
+from fairseq.data import data_utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from torch import Tensor, nn
 
+from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
-from fairseq_sam.perturbation.replay import autocast_dtype, copy_batch
+from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
 from fairseq_sam.perturbation.step import BackwardPassedBy
-from fairseq_sam.training import decisions, metrics
+from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
 from fairseq_sam.training.optimizers import carrier_of
 from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences
-from fairseq_sam.training.translations import Translations
-from fairseq_sam.training.weighing import WeighingCriterion
-
-StepOutput = Tuple[Any, Any, Dict[str, Any]]
-
-
-class TrainStep(NamedTuple):
-    """A call of ``task.train_step`` that can be made again, with other batches and criterions."""
-
-    train_step: Callable[..., StepOutput]
-    model: Any
-    criterion: Any
-    optimizer: Any
-    update_num: int
-    ignore_grad: bool
-    kwargs: Dict[str, Any]
-
-    def __call__(self, sample: Any, criterion: Any) -> StepOutput:
-        """Runs the step on a copy of the batch, which it may change."""
-        return self.train_step(
-            copy_batch(sample),
-            self.model,
-            criterion,
-            self.optimizer,
-            self.update_num,
-            self.ignore_grad,
-            **self.kwargs,
-        )
-
-    @contextlib.contextmanager
-    def no_sync(self) -> Iterator[None]:
-        """Context in which backward does not reduce gradients across workers."""
-        with contextlib.ExitStack() as stack:
-            for module in (self.model, self.criterion):
-                if hasattr(module, "no_sync"):
-                    stack.enter_context(module.no_sync())
-            yield
+from fairseq_sam.training.train_step import (
+    StepOutput,
+    TrainStep,
+    Translations,
+    WeighingCriterion,
+    once_a_step,
+    refuse_to_go_backward,
+    replaced,
+)
 
 
 class Seam:
@@ -108,7 +82,7 @@ class Seam:
         """
         if self._loss is None or self._loss.current is None:
             return model(**inputs)
-        decisions.refuse_checkpointing(unwrap(model))
+        _refuse_checkpointing(unwrap(model))
         return self._loss.call_unperturbed(unwrap(model), **inputs)
 
     def train(self, step: TrainStep, sample: Any) -> StepOutput:
@@ -125,7 +99,7 @@ class Seam:
         samples = [sample]
         if config.perturbation.per_instance:
             samples = self._sentences(step, sample)
-        with _once(unwrap(step.model), "set_num_updates", sharpness_aware):
+        with once_a_step(unwrap(step.model), "set_num_updates", sharpness_aware):
             outcomes = [
                 self._perturb(step, part, sharpness_aware, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
@@ -145,18 +119,18 @@ class Seam:
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
-            with _replaced(optimizer, "backward", this.backward), translations.of_pass(this):
+            with replaced(optimizer, "backward", this.backward), translations.of_pass(this):
                 return ForwardPass(*step(sample, criterion))
 
         def backward(loss: Tensor) -> None:
-            with _replaced(torch.Tensor, "backward", torch_backward):
+            with replaced(torch.Tensor, "backward", torch_backward):
                 optimizer_backward(loss)
 
         torch_backward = torch.Tensor.backward
         scaler = getattr(optimizer, "scaler", None)
         try:
-            with contextlib.nullcontext() if is_last else step.no_sync(), _replaced(
-                torch.Tensor, "backward", _refuse_to_go_backward
+            with contextlib.nullcontext() if is_last else step.no_sync(), replaced(
+                torch.Tensor, "backward", refuse_to_go_backward
             ):
                 return sharpness_aware.run(
                     run,
@@ -250,6 +224,22 @@ def _refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> Non
         )
 
 
+def _refuse_checkpointing(model: nn.Module) -> None:
+    """Refuses a model of which a part is to be called without the perturbation.
+
+    Raises:
+        SystemExit: with one line, where the model recomputes its activations in the backward pass.
+            By then its weights are perturbed, and the gradient would be wrong.
+    """
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, functools.partial) and "checkpoint" in forward.func.__name__:
+            raise SystemExit(
+                "error: argument --checkpoint-activations: it does not go with --mirror-perturb "
+                "one, where one view is computed without the perturbation"
+            )
+
+
 def _refuse_nothing_moved(sharpness_aware: SharpnessAwareLoss, exclude: str) -> None:
     if any(weight.grad is not None for weight in sharpness_aware.trained):
         _stop(
@@ -258,52 +248,20 @@ def _refuse_nothing_moved(sharpness_aware: SharpnessAwareLoss, exclude: str) -> 
         )
 
 
-def _refuse_to_go_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-    raise BackwardPassedBy("loss.backward() in a step that is to call optimizer.backward(loss)")
+def _share_numpy() -> None:
+    """Lets fairseq's data sets have numpy's generator for themselves while they have it seeded.
 
-
-@contextlib.contextmanager
-def _replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Context in which an object, or a class, has another attribute."""
-    was_own, before = name in vars(holder), vars(holder).get(name)
-    setattr(holder, name, value)
-    try:
-        yield
-    finally:
-        if was_own:
-            setattr(holder, name, before)
-        else:
-            delattr(holder, name)
-
-
-@contextlib.contextmanager
-def _once(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> Iterator[None]:
-    """Context in which a method of the model is called once, in whatever pass calls it first.
-
-    Called again, a teacher that follows the model (data2vec) would follow it twice a step.
+    Their thread (``--num-workers 0``) seeds it, draws and puts the state back. A step that looks at
+    the state, or puts it back, must not come in between.
     """
-    original = getattr(model, name, None)
-    if original is None:
-        yield
-        return
-    called: List[bool] = []
+    seeded = data_utils.numpy_seed
 
-    def once(*args: Any, **kwargs: Any) -> None:
-        if called or sharpness_aware.current is None:
-            return
-        called.append(True)
+    @contextlib.contextmanager
+    def numpy_seed(*args: Any, **kwargs: Any) -> Iterator[None]:
+        with numpy_lock(), seeded(*args, **kwargs):
+            yield
 
-        def call() -> None:
-            stand_in = vars(model).pop(name)  # a teacher is a copy of the model, without it
-            try:
-                original(*args, **kwargs)
-            finally:
-                vars(model)[name] = stand_in
-
-        sharpness_aware.current.once(call)
-
-    with _replaced(model, name, once):
-        yield
+    rebind("numpy_seed", seeded, numpy_seed)
 
 
 def connect(task: Any) -> None:
@@ -348,6 +306,7 @@ def install() -> None:
     """Connects every task that builds a criterion from now on."""
     if getattr(criterions.build_criterion, "connects_tasks", False):
         return
+    _share_numpy()
     build = criterions.build_criterion
 
     @functools.wraps(build)

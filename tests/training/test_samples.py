@@ -203,3 +203,32 @@ def test_a_sentence_on_its_own_stays_whole():
     (part,) = split_sentences(whole, PAD)
     assert torch.equal(part["target"], whole["target"])
     assert part["ntokens"] == 4
+
+
+def test_other_token_tensors_are_trimmed_as_the_target_is():
+    whole = translation_batch([(3, 2), (2, 4)])
+    whole["prev_target"] = whole["target"].clone()
+    part = split_sentences(whole, PAD)[0]
+    assert part["prev_target"].shape == part["target"].shape == (1, 2)
+
+
+def test_alignments_point_into_the_whole_batch():
+    whole = {**translation_batch([(3, 2), (2, 4)]), "alignments": torch.zeros(2, 2)}
+    with pytest.raises(ValueError, match="--load-alignments"):
+        split_sentences(whole, PAD)
+
+
+def test_batches_of_several_language_pairs():
+    samples = {"de-en": translation_batch([(3, 2), (2, 4)]), "de-fr": None, "en-de": {}}
+    parts = split_sentences({**samples, "en-de": translation_batch([(1, 1)])}, PAD)
+    assert [[pair for pair, part in each.items() if part] for each in parts] == [
+        ["de-en"],
+        ["de-en"],
+        ["en-de"],
+    ]
+    assert len(split_sentences(samples, PAD)) == 2
+
+
+def test_a_batch_that_cannot_be_taken_apart():
+    with pytest.raises(ValueError, match="neither id nor nsentences"):
+        split_sentences({"x": torch.zeros(2)}, PAD)

@@ -221,6 +221,30 @@ def test_weights_on_losses_count_as_the_task_weighs_them(parts):
     assert [float(w[0]) for w in criterion.seen] == pytest.approx([3, 3, 3.3, 3.3])
 
 
+def test_sentences_perturbed_on_their_own_count_as_the_task_weighs_them():
+    class ByRow(nn.Module):
+        padding_idx = 1
+
+        def forward(self, model, sample):
+            loss = (model.weight[0] * sample["x"]).sum()
+            return loss, sample["nsentences"], {"loss": loss.detach()}
+
+    class Weighing(Task):
+        def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+            loss, sample_size, logging_output = criterion(model, sample)
+            loss *= 0.2
+            optimizer.backward(loss)
+            return loss, sample_size, logging_output
+
+    task, model = Weighing(), Model()
+    seam.connect(task)
+    x = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    sample = {"id": torch.arange(3), "nsentences": 3, "x": x}
+    _, sample_size, _ = task.train_step(sample, model, ByRow(), optimizer("per_instance_sam"), 0)
+    assert sample_size == 3
+    assert model.weight.grad.tolist() == pytest.approx([0.2 * 6, 0])
+
+
 def test_a_copy_of_a_criterion_is_perturbed_like_the_original(parts):
     task, model, criterion = parts
     clone = copy.deepcopy(criterion)
@@ -300,6 +324,62 @@ def test_exclusion_by_name():
     assert len(select_perturbed(named, None)) == 3
     with pytest.raises(SystemExit, match="--sam-exclude"):
         select_perturbed(named, "e")
+
+
+def test_an_optimizer_step_without_a_training_step_stops_the_run():
+    from fairseq_sam.training.optimizers import _insist_on_training_steps
+
+    taken = []
+    base = optimizer()
+    base.step = lambda: taken.append(1)
+    _insist_on_training_steps(base)
+    with pytest.raises(SystemExit, match=r"did not go through task\.train_step"):
+        base.step()
+    task, model, criterion = Task(), Model(), Criterion()
+    seam.connect(task)
+    task.train_step(1.0, model, criterion, base, 0)
+    base.step()
+    assert taken == [1]
+
+
+def test_a_model_that_recomputes_activations_has_no_unperturbed_part(parts):
+    from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+
+    task, model, _ = parts
+    model.layer = checkpoint_wrapper(nn.Linear(2, 2).double())
+
+    class OneView(Criterion):
+        def forward(self, model, sample, reduce=True):
+            task.sharpness_aware_seam.call_unperturbed(model)
+            return super().forward(model, sample, reduce)
+
+    with pytest.raises(SystemExit, match="--checkpoint-activations"):
+        task.train_step(1.0, model, OneView(), optimizer(), 0)
+
+
+def test_data_sets_have_numpys_generator_to_themselves_while_they_have_it_seeded():
+    import threading
+
+    from fairseq.data import data_utils
+
+    from fairseq_sam.perturbation.replay import numpy_lock
+
+    def is_free():
+        found = []
+
+        def look():
+            found.append(numpy_lock().acquire(blocking=False))
+            if found[0]:
+                numpy_lock().release()
+
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+        return found[0]
+
+    with data_utils.numpy_seed(1, 2):
+        assert not is_free()
+    assert is_free()
 
 
 def test_installing_twice_connects_once():
