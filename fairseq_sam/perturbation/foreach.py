@@ -10,7 +10,7 @@ from torch import Tensor
 
 Gradients = List[Optional[Tensor]]
 
-CHUNK = 2**24
+CHUNK = 2**22
 """Entries that are handled together where a copy of them is needed on the way."""
 
 

@@ -52,9 +52,7 @@ class Replay:
 
         For what a training step does that must happen once, and not again in its repetitions.
         """
-        before = [dict(holder.__dict__) for holder in self._holders]
-        function()
-        self._start.take_over(before)
+        self._start.take_over(function)
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -129,37 +127,44 @@ class _HeldState:
     """
 
     def __init__(self, holders: List[Any]) -> None:
-        self._attributes = [(holder.__dict__, dict(holder.__dict__)) for holder in holders]
-        self._modules = [holder for holder in holders if isinstance(holder, nn.Module)]
+        self._holders = holders
+        self._names = [(names, dict(names)) for names in self._dictionaries()]
         self._note_buffers()
+
+    def _dictionaries(self) -> List[Dict[str, Any]]:
+        """Returns what maps names to attributes and to buffers."""
+        buffers = [h._buffers for h in self._holders if isinstance(h, nn.Module)]
+        return [holder.__dict__ for holder in self._holders] + buffers
 
     def _note_buffers(self) -> None:
-        self._buffers = [
-            (module._buffers, name, buffer)
-            for module in self._modules
-            for name, buffer in module._buffers.items()
+        distinct = {
+            id(buffer): buffer
+            for holder in self._holders
+            if isinstance(holder, nn.Module)
+            for buffer in holder._buffers.values()
             if buffer is not None
-        ]
-        distinct = {id(buffer): buffer for _, _, buffer in self._buffers}
+        }
         self._values = [(buffer, buffer.detach().clone()) for buffer in distinct.values()]
 
-    def take_over(self, before: List[Dict[str, Any]]) -> None:
-        """Takes what has changed since then as part of the state: buffers, and attributes set."""
+    def take_over(self, function: Callable[[], Any]) -> None:
+        """Calls a function and takes what it changes as part of the state.
+
+        That is the values of buffers, and what is set by name.
+        """
+        before = [dict(names) for names in self._dictionaries()]
+        function()
         self._note_buffers()
-        for (attributes, saved), old in zip(self._attributes, before):
-            for name, value in attributes.items():
+        for (names, saved), old in zip(self._names, before):
+            for name, value in names.items():
                 if name not in old or old[name] is not value:
                     saved[name] = value
 
     def restore(self) -> None:
         """Puts everything back, past autograd, which has noted the buffers."""
-        for attributes, saved in self._attributes:
-            attributes.update(saved)
-            for name in attributes.keys() - saved.keys():
-                del attributes[name]
-        for buffers, name, buffer in self._buffers:
-            if buffers.get(name) is not buffer:
-                buffers[name] = buffer
+        for names, saved in self._names:
+            names.update(saved)
+            for name in names.keys() - saved.keys():
+                del names[name]
         with torch.no_grad():
             foreach.copy_([b.data for b, _ in self._values], [v for _, v in self._values])
 

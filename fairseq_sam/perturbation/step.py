@@ -144,11 +144,10 @@ class RepeatedStep:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
         this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
         if self._loss.written is None:  # the first step of all
-            self._weights.take_snapshot()
-        with self.replay.one_pass(), no_sync():
-            output = self._run(step, this)
-        if self._loss.written is None:
-            self._loss.written = self.replay.has_written(*self._weights.with_snapshot())
+            output = self._first_pass(step, this, no_sync)
+        else:
+            with self.replay.one_pass(), no_sync():
+                output = self._run(step, this)
         self._clean = self._clean or _detached(output)
         gradients = foreach.take_gradients(self._loss.trained)
         if not this.num_backward and any(gradient is not None for gradient in gradients):
@@ -161,6 +160,25 @@ class RepeatedStep:
             divisor=self._divisor(self._clean),
             compute_dtype=self._compute_dtype,
         )
+
+    def _first_pass(
+        self,
+        step: Callable[[Pass], ForwardPass],
+        this: Pass,
+        no_sync: Callable[[], ContextManager[Any]],
+    ) -> ForwardPass:
+        """Runs the first pass of all, and finds the weights that a pass writes into."""
+        self._weights.take_snapshot()
+        weights, before = self._weights.with_snapshot()
+        try:
+            with self.replay.one_pass(), no_sync():
+                output = self._run(step, this)
+            self._loss.written = self.replay.has_written(weights, before)
+        except BaseException:
+            with torch.no_grad():
+                foreach.copy_(weights, before)
+            raise
+        return output
 
     def train(self, step: Callable[[Pass], ForwardPass]) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
@@ -196,7 +214,7 @@ class RepeatedStep:
         takes a backward pass of its own.
         """
         loss = loss * self._share if self._share != 1.0 else loss
-        if weighs and self._settings.risk == "mean":
+        if weighs and self._settings.risk == "mean" and loss.requires_grad:
             trained = self._loss.trained
             before = foreach.take_gradients(trained)
             self.sentences.apply_weights(False)
@@ -236,8 +254,9 @@ class RepeatedStep:
 
     def _divisor(self, clean: ForwardPass) -> Tensor:
         """What the gradients are to be divided by to become those that the scales see."""
-        divisor = self._scale_loss(torch.ones((), device=self._loss.trained[0].device))
-        divisor = divisor * self._share
+        like = clean.loss if isinstance(clean.loss, Tensor) else self._loss.trained[0]
+        one = foreach.at_least_float32(torch.ones((), dtype=like.dtype, device=like.device))
+        divisor = self._scale_loss(one) * self._share
         if self._settings.loss_reduction == "mean":
             size = clean.sample_size
             # A batch without targets has sample size 0 and no gradient either.

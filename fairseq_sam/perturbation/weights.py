@@ -180,11 +180,13 @@ class PerturbedWeights:
         elsewhere = [weight.detach().clone() for weight in self.weights]
         with torch.no_grad():
             foreach.copy_(self.weights, self._snapshot)
+        torch.clear_autocast_cache()
         try:
             yield
         finally:
             with torch.no_grad():
                 foreach.copy_(self.weights, elsewhere)
+            torch.clear_autocast_cache()
 
     def origins(self) -> List[Tuple[Tensor, Tensor]]:
         """Returns each weight with its value at w, which is not to be changed; none at w itself."""

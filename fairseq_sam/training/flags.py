@@ -21,6 +21,13 @@ from fairseq_sam.training.gate import Gate
 
 logger = logging.getLogger(__name__)
 
+MAX_RADIUS = 1e6
+MAX_STEPS = 100
+"""Beyond these a run could only be a mistake: weights would overflow, an update never end."""
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
+
 
 @dataclass(frozen=True)
 class SharpnessAwareConfig:
@@ -72,7 +79,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--sam-risk", choices=RISKS,
         help="perturbed: minimise L(w + a_K), single-step; mean: minimise the mean of "
              f"L(w + a_k), k = 0..K, multi-step (default: {preset.risk})")
-    add("--sam-steps", type=_at_least(1), metavar="K",
+    add("--sam-steps", type=_at_least(1, MAX_STEPS), metavar="K",
         help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
              f"(default: {preset.num_steps})")
     add("--sam-start-epoch", type=_at_least(1), default=1, metavar="N",
@@ -196,36 +203,35 @@ def _flag_named(message: str) -> str:
     return f"--{flag}: {value} is not allowed: {reason}"
 
 
+def _number(text: str) -> float:
+    """Returns a number written in ASCII digits; Python's own would take ``1_0`` and ``inf``."""
+    return float(text) if _NUMBER.fullmatch(text) else math.nan
+
+
 def _radius(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number, 0 or more")
+    value = _number(text)
+    if not 0 <= value <= MAX_RADIUS:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a number from 0 to {MAX_RADIUS:g}"
+        )
     return value
 
 
 def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number above 0")
+    value = _number(text)
+    if not 0 < value <= MAX_RADIUS:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a number above 0, {MAX_RADIUS:g} at most"
+        )
     return value
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _at_least(least: int, most: Optional[int] = None) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise ArgumentTypeError(
-                f"{text} is not allowed: it must be a whole number, {least} or more"
-            )
+        value = int(text) if _WHOLE_NUMBER.fullmatch(text) else least - 1
+        if value < least or (most is not None and value > most):
+            allowed = f"{least} or more" if most is None else f"{least} to {most}"
+            raise ArgumentTypeError(f"{text} is not allowed: it must be a whole number, {allowed}")
         return value
 
     return whole_number
@@ -236,4 +242,8 @@ def _pattern(text: str) -> str:
         re.compile(text)
     except re.error as error:
         raise ArgumentTypeError(f"{text} is not a regular expression: {error}") from None
+    if all(re.search(text, character) for character in "aZ0_"):
+        raise ArgumentTypeError(
+            f"{text} is found in the name of every parameter: it must leave at least one to perturb"
+        )
     return text

@@ -67,11 +67,34 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
             args = values = cfg
         config = config_from(args, cls.method)
         warn_if_never_open(config, args)
-        base = build_base_optimizer(args.base_optimizer, values, params)
+        try:
+            base = build_base_optimizer(args.base_optimizer, values, params)
+        except ImportError as error:
+            raise SystemExit(
+                f"error: argument --base-optimizer: {args.base_optimizer} cannot be used: {error}"
+            ) from None
         base.sharpness_aware = config
         _insist_on_training_steps(base)
         logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")
         return base
+
+
+def check_configuration(node: Any) -> None:
+    """Checks the node ``optimizer`` of a configuration, which fairseq builds from much later.
+
+    Args:
+        node: of ``fairseq-hydra-train``; the command line is checked as it is parsed.
+
+    Raises:
+        SystemExit: with one line that names key, value and what is allowed.
+    """
+    if not isinstance(node, DictConfig) or node.get("_name") not in REGISTERED:
+        return
+    cls = REGISTERED[node._name]
+    try:
+        config_from(namespace_from_hydra(node, cls)[0], cls.method)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def carrier_of(optimizer: Any) -> Optional[Any]:
@@ -123,6 +146,11 @@ def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
             add_base_flags(parser, base)
         known, rest = parse(args, namespace)
         problem = None
+        if known.base_optimizer == "composite":
+            parser.error(
+                "argument --base-optimizer: composite has no flags for its groups: use "
+                "fairseq-hydra-train"
+            )
         try:
             config_from(known, method)
         except ValueError as error:

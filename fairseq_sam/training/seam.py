@@ -24,6 +24,7 @@ import torch
 from fairseq import criterions
 from fairseq.data import data_utils
 from fairseq.optim.amp_optimizer import AMPOptimizer
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fairseq_sam.host.patching import rebind
@@ -33,7 +34,7 @@ from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
-from fairseq_sam.training.optimizers import carrier_of
+from fairseq_sam.training.optimizers import carrier_of, check_configuration
 from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences
 from fairseq_sam.training.train_step import (
@@ -311,6 +312,9 @@ def install() -> None:
 
     @functools.wraps(build)
     def build_criterion(cfg: Any, task: Any, *args: Any, **kwargs: Any) -> Any:
+        run = cfg._get_parent() if isinstance(cfg, DictConfig) else None
+        if run is not None and "optimizer" in run:
+            check_configuration(run.optimizer)  # before data is read
         criterion = build(cfg, task, *args, **kwargs)
         connect(task)
         return criterion

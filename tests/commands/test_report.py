@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.training.flags import SharpnessAwareConfig
-from fairseq_sam.training.gate import Gate
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.reporting.plot import (
     radius_curves,
@@ -23,6 +21,8 @@ from fairseq_sam.reporting.runs import read_run, run_names
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 from fairseq_sam.reporting.table import markdown_table
 from fairseq_sam.reporting.train_log import parse_line, parse_log
+from fairseq_sam.training.flags import SharpnessAwareConfig
+from fairseq_sam.training.gate import Gate
 
 
 def json_line(tag, epoch, **values):

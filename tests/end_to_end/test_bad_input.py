@@ -5,7 +5,7 @@ from typing import Any, List
 
 import pytest
 
-NUMBER = "must be a finite number, 0 or more"
+NUMBER = "must be a number from 0 to 1e+06"
 
 # Flags, and what the message must say: flag, value, allowed.
 BAD = [
@@ -14,8 +14,15 @@ BAD = [
     ("--sam-rho nan", ["--sam-rho", "nan", NUMBER]),
     ("--sam-rho inf", ["--sam-rho", "inf", NUMBER]),
     ("--sam-rho large", ["--sam-rho", "large", NUMBER]),
-    ("--sam-steps 0", ["--sam-steps", "0", "must be a whole number, 1 or more"]),
-    ("--sam-steps 1.5", ["--sam-steps", "1.5", "must be a whole number, 1 or more"]),
+    ("--sam-rho 1e300", ["--sam-rho", "1e300", NUMBER]),
+    ("--sam-rho 1_0", ["--sam-rho", "1_0", NUMBER]),
+    ("--sam-rho ٣", ["--sam-rho", "٣", NUMBER]),
+    ("--delta-sam-eta 0", ["--delta-sam-eta", "0", "must be a number above 0"]),
+    ("--delta-sam-beta inf", ["--delta-sam-beta", "inf", NUMBER]),
+    ("--sam-steps 0", ["--sam-steps", "0", "must be a whole number, 1 to 100"]),
+    ("--sam-steps 1.5", ["--sam-steps", "1.5", "must be a whole number, 1 to 100"]),
+    ("--sam-steps 101", ["--sam-steps", "101", "must be a whole number, 1 to 100"]),
+    ("--sam-steps 1_0", ["--sam-steps", "1_0", "must be a whole number, 1 to 100"]),
     ("--sam-scale heavy", ["--sam-scale", "heavy", "weight-over-gradient"]),
     ("--sam-norm l3", ["--sam-norm", "l3", "l2", "linf"]),
     ("--sam-granularity word", ["--sam-granularity", "word", "filter", "layer"]),
@@ -24,6 +31,8 @@ BAD = [
     ("--sam-scale none --sam-granularity layer", ["--sam-granularity", "layer", "scale none"]),
     ("--sam-exclude '('", ["--sam-exclude", "(", "not a regular expression"]),
     ("--sam-exclude .", ["--sam-exclude", ".", "must leave at least one"]),
+    ("--sam-exclude '.*'", ["--sam-exclude", ".*", "must leave at least one"]),
+    ("--sam-exclude '\\.'", ["--sam-exclude", "must leave at least one"]),
     ("--sam-start-epoch 0", ["--sam-start-epoch", "0", "must be a whole number, 1 or more"]),
     ("--sam-start-update -1", ["--sam-start-update", "-1", "must be a whole number, 0 or more"]),
     ("--sam-interval 0", ["--sam-interval", "0", "must be a whole number, 1 or more"]),
@@ -32,6 +41,12 @@ BAD = [
     ("--base-optimizer ga_sam", ["--base-optimizer", "ga_sam", "itself", "adam, "]),
     ("--base-optimizer sgd --adam-betas '(0.9, 0.98)'", ["--adam-betas"]),
     ("--momentum 0.5", ["--momentum"]),
+    ("--base-optimizer composite", ["--base-optimizer", "composite", "fairseq-hydra-train"]),
+    ("--criterion r_drop_cross_entropy --r-drop-alpha -1", ["--r-drop-alpha", "-1"]),
+    (
+        "--criterion smart_cross_entropy --smart-mu 1",
+        ["--smart-mu", "1", "--store-ema"],
+    ),
     ("--use-bmuf", ["ga_sam", "--use-bmuf"]),
     ("--ddp-backend fully_sharded", ["ga_sam", "--ddp-backend fully_sharded"]),
     ("--pipeline-model-parallel", ["ga_sam", "--pipeline-model-parallel"]),

@@ -135,7 +135,9 @@ def test_flags_reach_the_engine(fairseq_train: Callable[..., Run], engines: Any)
     settings = engines[-1].settings
     assert (settings.eta, settings.beta, settings.probe_radius) == (0.002, 7.0, 0.3)
     assert (settings.rho, settings.weighting) == (0.02, "published")
-    described = [line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line]
+    described = [
+        line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line
+    ]
     assert "published sentence weights" in described[0]
 
 

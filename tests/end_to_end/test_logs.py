@@ -121,7 +121,9 @@ def test_the_progress_bar_shows_them(fairseq_train):
 
 def test_the_start_of_the_run_says_what_was_chosen(fairseq_train):
     run = fairseq_train("--optimizer ga_sam --sam-rho 0.25 --sam-steps 2 --max-update 1")
-    chosen = [line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line]
+    chosen = [
+        line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line
+    ]
     assert len(chosen) == 1
     for part in ("ga_sam", "rho 0.25", "linf", "gradient-strength", "layer", "2 step", "adam"):
         assert part in chosen[0]

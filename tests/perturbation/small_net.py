@@ -53,6 +53,18 @@ def forward_pass(net: nn.Module, x: Tensor) -> Callable[[], ForwardPass]:
     return lambda: ForwardPass(summed_loss(net, x), len(x))
 
 
+def watching(
+    forward: Callable[[], ForwardPass], tensors: Sequence[Tensor], seen: List[List[Tensor]]
+) -> Callable[[], ForwardPass]:
+    """Returns a forward pass that notes the tensors' values first: one entry a pass."""
+
+    def noting() -> ForwardPass:
+        seen.append(values(tensors))
+        return forward()
+
+    return noting
+
+
 def gradient_at(net: nn.Module, x: Tensor) -> Callable[[Sequence[Tensor]], List[Optional[Tensor]]]:
     """Returns the function from weights to gradients of the summed loss, on a copy of the net."""
     net = copy.deepcopy(net)

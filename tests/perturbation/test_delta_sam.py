@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings, probing
+from fairseq_sam.perturbation import (
+    ForwardPass,
+    SharpnessAwareLoss,
+    method_settings,
+    sentence_weights,
+)
 from tests.perturbation import reference, sentence_reference
 from tests.perturbation.small_net import (
     SmallNet,
@@ -17,6 +22,7 @@ from tests.perturbation.small_net import (
     gradients_of,
     summed_loss,
     values,
+    watching,
 )
 from tests.perturbation.test_replay import (
     RecordingDropout,
@@ -57,21 +63,33 @@ def delta_settings(weighting: str, **parts: Any) -> Any:
 
 
 def evaluate(sharpness_aware: SharpnessAwareLoss, net: nn.Module, x: Tensor, **how: Any) -> Any:
-    return sharpness_aware(forward_pass(net, x), per_sentence=per_sentence(net, x), **how)
+    forward = how.pop("forward", forward_pass(net, x))
+    return sharpness_aware.backward(forward, per_sentence=per_sentence(net, x), **how)
+
+
+def evaluate_watching(
+    sharpness_aware: SharpnessAwareLoss, net: nn.Module, x: Tensor, tensors: Sequence[Tensor]
+) -> Any:
+    """Also returns the tensors as they are in the last pass, the only one of ``forward``."""
+    seen: List[List[Tensor]] = []
+    forward = watching(forward_pass(net, x), tensors, seen)
+    outcome = evaluate(sharpness_aware, net, x, forward=forward)
+    assert len(seen) == 1
+    return outcome, seen[0]
 
 
 @pytest.fixture
 def directions(monkeypatch: pytest.MonkeyPatch) -> List[List[Tensor]]:
     """The random directions that the engine draws, as it draws them."""
     drawn: List[List[Tensor]] = []
-    draw = probing.random_direction
+    draw = sentence_weights.random_direction
 
     def recorded(weights: List[Tensor]) -> List[Tensor]:
         direction = draw(weights)
         drawn.append([part.clone() for part in direction])  # the engine goes on to scale it
         return direction
 
-    monkeypatch.setattr(probing, "random_direction", recorded)
+    monkeypatch.setattr(sentence_weights, "random_direction", recorded)
     return drawn
 
 
@@ -165,9 +183,10 @@ def test_a_step_is_that_of_the_slow_reference(
         num_steps=num_steps,
     )
     seed_everything()
-    outcome = evaluate(SharpnessAwareLoss(parameters, settings), net, x)
-    before, moved = list(slowly.net.parameters()), values(list(net.parameters()))
-    outcome.loss.backward()
+    sharpness_aware = SharpnessAwareLoss(parameters, settings)
+    outcome, moved = evaluate_watching(sharpness_aware, net, x, list(net.parameters()))
+    before = list(slowly.net.parameters())
+    assert_all_equal(values(list(net.parameters())), before)
 
     r = iter(directions[0])
     spread = [next(r) if p.requires_grad else torch.zeros_like(p) for p in before]
@@ -210,10 +229,10 @@ def test_sentence_weights_are_constants_to_the_gradient(
     before = values(parameters)
     seed_everything()
     sharpness_aware = SharpnessAwareLoss(parameters, delta_settings(weighting, rho=0.05))
-    evaluate(sharpness_aware, net, x).loss.backward()
     evaluate(sharpness_aware, net, x)
-    found = reference.flat([p - b for p, b in zip(parameters, before)])
-    sharpness_aware.restore()
+    _, moved = evaluate_watching(sharpness_aware, net, x, parameters)
+    found = reference.flat([p - b for p, b in zip(moved, before)])
+    assert_all_equal(values(parameters), before)
 
     names = [name for name, p in net.named_parameters() if p.requires_grad]
     step = dict(zip(names, directions[-1]))
@@ -270,8 +289,7 @@ class Counted(nn.Module):
 def test_passes_of_a_single_step_risk(num_steps: int, weighting: str):
     net, x = Counted(SmallNet()), batch()
     settings = delta_settings(weighting, num_steps=num_steps)
-    outcome = evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
-    outcome.loss.backward()
+    evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
     probes = ["probe"] * (2 if weighting == "published" else 1)
     assert net.events == probes + ["forward", "backward"] * (num_steps + 1)
 
@@ -282,8 +300,7 @@ def test_passes_of_a_multi_step_risk(num_steps: int, weighting: str):
     """Its own gradient is unweighted, the ascent's is not: two backward passes from one graph."""
     net, x = Counted(SmallNet()), batch()
     settings = delta_settings(weighting, num_steps=num_steps, risk="mean")
-    outcome = evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
-    outcome.loss.backward()
+    evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
     probes = ["probe"] * (2 if weighting == "published" else 1)
     inner = ["forward", "backward", "backward"] * num_steps
     assert net.events == probes + inner + ["forward", "backward"]
@@ -294,7 +311,6 @@ def test_other_methods_do_not_probe(num_steps: int):
     net, x = Counted(SmallNet()), batch()
     settings = method_settings("ga_sam", num_steps=num_steps)
     outcome = evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
-    outcome.loss.backward()
     assert net.events == ["forward", "backward"] * (num_steps + 1)
     assert outcome.uniform is None
 
@@ -309,7 +325,7 @@ def test_every_pass_draws_the_same_masks(num_steps: int, risk: str, weighting: s
     sharpness_aware = SharpnessAwareLoss(perturbable(net), settings)
     seed_everything()
     for _ in range(2):
-        evaluate(sharpness_aware, net, x).loss.backward()
+        evaluate(sharpness_aware, net, x)
     masks, calls = net.dropout.masks, 2  # in a forward pass
     passes = num_steps + 1 + (2 if weighting == "published" else 1)
     assert len(masks) == 2 * passes * calls
@@ -337,7 +353,6 @@ def test_the_generators_end_where_a_plain_pass_leaves_them(
     outcome = evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
     assert draw_from_everything() == expected
     assert outcome.clean.loss.item() == pytest.approx(plain, rel=1e-2)
-    outcome.loss.backward()
 
 
 @every_weighting
@@ -346,9 +361,9 @@ def test_every_step_has_its_own_direction(weighting: str, directions: List[List[
     sharpness_aware = SharpnessAwareLoss(perturbable(net), delta_settings(weighting))
     seed_everything()
     for _ in range(3):
-        evaluate(sharpness_aware, net, x).loss.backward()
+        evaluate(sharpness_aware, net, x)
     seed_everything()
-    evaluate(sharpness_aware, net, x).loss.backward()
+    evaluate(sharpness_aware, net, x)
     first, second, third, again = (reference.flat(r) for r in directions)
     assert float(first.norm()) == pytest.approx(1)
     assert torch.equal(first, again)
@@ -365,7 +380,7 @@ def test_only_what_is_perturbed_is_probed(weighting: str, directions: List[List[
     net.register_forward_hook(lambda *_: seen.append(values(rest)))
     settings = delta_settings(weighting)
     sharpness_aware = SharpnessAwareLoss(perturbable(net), settings, perturbed=chosen)
-    evaluate(sharpness_aware, net, x).loss.backward()
+    evaluate(sharpness_aware, net, x)
     for values_then in seen:
         assert_all_equal(values_then, before)
     assert [part.shape for part in directions[0]] == [weight.shape for weight in chosen]
@@ -381,7 +396,7 @@ def test_the_weights_come_back_bit_for_bit(dtype: Any, num_steps: int, risk: str
     settings = delta_settings(weighting, num_steps=num_steps, risk=risk)
     sharpness_aware = SharpnessAwareLoss(perturbable(net), settings)
     for _ in range(2):
-        evaluate(sharpness_aware, net, x).loss.backward()
+        evaluate(sharpness_aware, net, x)
         assert_all_equal(values(list(net.parameters())), before)
 
 
@@ -404,10 +419,10 @@ def test_a_pass_that_raises_leaves_weights_and_gradients(at_pass: int, risk: str
 
     hook = net.out.register_forward_hook(out_of_memory)
     settings = delta_settings(weighting, risk=risk, num_steps=2)
-    sharpness_aware = SharpnessAwareLoss(parameters, settings, model=net)
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
     passes = 5 if weighting == "published" else 4
     if at_pass >= passes:
-        evaluate(sharpness_aware, net, x).loss.backward()
+        evaluate(sharpness_aware, net, x)
         assert len(calls) == passes
         return
     with pytest.raises(MemoryError, match="stop here"):
@@ -420,7 +435,7 @@ def test_a_pass_that_raises_leaves_weights_and_gradients(at_pass: int, risk: str
         for allowed in (buffers, list(plain.buffers()))
     )
     hook.remove()
-    evaluate(sharpness_aware, net, x).loss.backward()  # and it goes on
+    evaluate(sharpness_aware, net, x)  # and it goes on
     assert_all_equal(values(parameters), before)
 
 
@@ -433,13 +448,13 @@ def test_accumulated_gradients_survive(num_steps: int, risk: str, weighting: str
     settings = delta_settings(weighting, num_steps=num_steps, risk=risk)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
     seed_everything()
-    evaluate(sharpness_aware, net, x).loss.backward()
+    evaluate(sharpness_aware, net, x)
     alone = gradients_of(parameters)
     net.zero_grad(set_to_none=True)
     summed_loss(net, batch(seed=5)).backward()
     accumulated = gradients_of(parameters)
     seed_everything()
-    evaluate(sharpness_aware, net, x).loss.backward()
+    evaluate(sharpness_aware, net, x)
     expected = [None if a is None else a + g for a, g in zip(accumulated, alone)]
     assert_all_close(gradients_of(parameters), expected, rtol=1e-13)
 
@@ -458,8 +473,7 @@ def test_loss_scaling_scales_the_gradient_and_nothing_else(
         net.zero_grad(set_to_none=True)
         seed_everything()
         scale_loss = lambda loss, factor=factor: loss * factor  # noqa: E731
-        outcome = evaluate(SharpnessAwareLoss(parameters, settings), net, x, scale_loss=scale_loss)
-        scale_loss(outcome.loss).backward()
+        evaluate(SharpnessAwareLoss(parameters, settings), net, x, scale_loss=scale_loss)
         found.append([g if g is None else g / factor for g in gradients_of(parameters)])
     assert_all_close(found[1], found[0], rtol=1e-9)
 
@@ -471,23 +485,24 @@ def test_running_statistics_move_exactly_once(num_steps: int, risk: str, weighti
     net, x = SmallNet(batch_norm=True), batch()
     plain = copy.deepcopy(net)
     settings = delta_settings(weighting, rho=0.5, num_steps=num_steps, risk=risk)
-    sharpness_aware = SharpnessAwareLoss(perturbable(net), settings, model=net)
+    sharpness_aware = SharpnessAwareLoss(perturbable(net), settings, modules=[net])
     for update in range(1, 4):
-        evaluate(sharpness_aware, net, x).loss.backward()
+        evaluate(sharpness_aware, net, x)
         summed_loss(plain, x)
         assert int(net.norm.num_batches_tracked) == update
         assert_all_close(list(net.buffers()), list(plain.buffers()), rtol=1e-14)
 
 
 def test_beta_of_zero_is_sam():
-    net, x = SmallNet(), batch()
-    parameters = list(net.parameters())
-    evaluate(SharpnessAwareLoss(parameters, method_settings("sam", rho=0.05)), net, x)
-    expected = values(parameters)
-    net = SmallNet()
-    parameters = list(net.parameters())
-    evaluate(SharpnessAwareLoss(parameters, delta_settings("draft", beta=0.0)), net, x)
-    assert_all_close(values(parameters), expected, rtol=1e-14)
+    x, found = batch(), []
+    for settings in (method_settings("sam", rho=0.05), delta_settings("draft", beta=0.0)):
+        net, seen = SmallNet(), []
+        parameters = list(net.parameters())
+        forward = watching(forward_pass(net, x), parameters, seen)
+        evaluate(SharpnessAwareLoss(parameters, settings), net, x, forward=forward)
+        found.append(seen[-1])
+    assert_all_close(found[1], found[0], rtol=1e-14)
+    assert not torch.equal(found[0][-2], net.out.weight)
 
 
 @every_weighting
@@ -500,8 +515,7 @@ def test_a_batch_of_one_sentence_is_not_weighted(risk: str, weighting: str):
     ):
         net = SmallNet()
         parameters = list(net.parameters())
-        outcome = evaluate(SharpnessAwareLoss(parameters, settings), net, x)
-        outcome.loss.backward()
+        evaluate(SharpnessAwareLoss(parameters, settings), net, x)
         found.append(gradients_of(parameters))
     assert_all_close(found[0], found[1], rtol=1e-13)
 
@@ -520,10 +534,9 @@ def test_probes_that_overflow_make_the_batch_one_of_sam(bad: float, weighting: s
                 losses = losses + torch.tensor([0, 0, bad, 0, 0, 0])
             return ForwardPass(losses.sum(), len(x), None, losses)
 
-        outcome = SharpnessAwareLoss(parameters, settings)(
+        outcome = SharpnessAwareLoss(parameters, settings).backward(
             forward_pass(net, x), per_sentence=losses
         )
-        outcome.loss.backward()
         assert bool(outcome.finite)
         found.append((outcome.uniform, gradients_of(parameters)))
     assert bool(found[0][0])
@@ -536,7 +549,7 @@ def test_losses_are_asked_for():
     before = values(list(net.parameters()))
     sharpness_aware = SharpnessAwareLoss(perturbable(net), delta_settings("published"))
     with pytest.raises(ValueError, match="loss of each sentence"):
-        sharpness_aware(forward_pass(net, x))
+        sharpness_aware.backward(forward_pass(net, x))
     assert_all_equal(values(list(net.parameters())), before)
 
 
@@ -552,7 +565,7 @@ def test_half_precision_weights_are_probed_at_the_length_asked_for(weighting: st
 
     net.register_forward_hook(keep)
     settings = delta_settings(weighting, probe_radius=4.0)
-    evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x).loss.backward()
+    evaluate(SharpnessAwareLoss(perturbable(net), settings), net, x)
     for at in seen:
         assert float((at - reference.flat(before)).norm()) == pytest.approx(4.0, rel=0.1)
     if weighting == "published":

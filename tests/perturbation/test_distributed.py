@@ -79,10 +79,9 @@ def train(model: nn.Module, rank: int, kind: str, updates: int, accumulate: int)
             x = worker_batch(update * accumulate + micro, rank)
             last = micro == accumulate - 1
             with contextlib.nullcontext() if last else model.no_sync():
-                outcome = sharpness_aware(
+                sharpness_aware.backward(
                     lambda x=x: ForwardPass(summed_loss(model, x), len(x)), no_sync=model.no_sync
                 )
-                outcome.loss.backward()
         first = first or [p.grad.clone() for p in parameters]
         optimizer.step()
     return {"first": first, "last": values(parameters)}

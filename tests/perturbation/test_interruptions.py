@@ -75,22 +75,22 @@ def test_a_failing_inner_pass_leaves_no_trace(
     settings = method_settings(method, rho=0.1, num_steps=2)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
     with pytest.raises(error, match="stop here"):
-        sharpness_aware(failing(net, x, at_pass, where, error("stop here")))
+        sharpness_aware.backward(failing(net, x, at_pass, where, error("stop here")))
     assert_all_equal(values(parameters), weights)
     assert_all_equal(gradients_of(parameters), gradients)
 
     # The next batch is none the worse for it.
     net.zero_grad(set_to_none=True)
-    sharpness_aware(forward_pass(net, x)).loss.backward()
+    sharpness_aware.backward(forward_pass(net, x))
     after = gradients_of(parameters)
     net.zero_grad(set_to_none=True)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward_pass(net, x))
     assert_all_equal(after, gradients_of(parameters))
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("method", ["sam", "ga_sam"])
-def test_a_failing_last_backward_is_mended_by_restore_and_by_the_next_step(
+def test_a_failing_last_backward_leaves_the_weights_and_the_next_step_in_order(
     method: str, error: Type[BaseException]
 ):
     net, x = SmallNet(), batch()
@@ -98,30 +98,29 @@ def test_a_failing_last_backward_is_mended_by_restore_and_by_the_next_step(
     weights = values(parameters)
     sharpness_aware = SharpnessAwareLoss(parameters, method_settings(method, rho=0.1))
 
-    def fail() -> None:
-        loss = sharpness_aware(failing(net, x, 1, "backward", error("stop here"))).loss
-        with pytest.raises(error, match="stop here"):
-            loss.backward()
-
-    fail()
-    sharpness_aware.restore()
+    sharpness_aware.backward(forward_pass(net, x))
+    expected = gradients_of(parameters)
+    with pytest.raises(error, match="stop here"):
+        sharpness_aware.backward(failing(net, x, 1, "backward", error("stop here")))
     assert_all_equal(values(parameters), weights)
-    fail()
-    sharpness_aware(forward_pass(net, x)).loss.backward()
+    net.zero_grad(set_to_none=True)
+    sharpness_aware.backward(forward_pass(net, x))
     assert_all_equal(values(parameters), weights)
+    assert_all_equal(gradients_of(parameters), expected)
 
 
 @pytest.mark.parametrize("method", ["sam", "ga_sam"])
-def test_an_outcome_that_nobody_used_is_mended(method: str):
+def test_weights_left_perturbed_are_mended_by_the_next_step(method: str):
     net, x = SmallNet(), batch()
     parameters = list(net.parameters())
     weights = values(parameters)
     sharpness_aware = SharpnessAwareLoss(parameters, method_settings(method, rho=0.1))
-    sharpness_aware(forward_pass(net, x))
+    sharpness_aware.weights.ascend(gradient_at(net, x)(weights))
     assert not torch.equal(net.out.weight, weights[-2])
-    sharpness_aware(forward_pass(net, x)).loss.backward()
+    outcome = sharpness_aware.backward(forward_pass(net, x))
+    assert float(outcome.clean.loss) == summed_loss(net, x).detach().item()
     assert_all_equal(values(parameters), weights)
-    sharpness_aware.restore()
+    sharpness_aware.weights.restore()
     assert_all_equal(values(parameters), weights)
 
 
@@ -142,9 +141,8 @@ def test_weights_are_the_same_bits_after_every_step(
     settings = method_settings(method, rho=rho, norm=norm, num_steps=num_steps)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
     for _ in range(2):
-        outcome = sharpness_aware(forward_pass(net, x))
+        outcome = sharpness_aware.backward(forward_pass(net, x))
         assert float(outcome.norm) > 0
-        outcome.loss.backward()
         assert_all_equal(values(parameters), weights)
 
 
@@ -157,41 +155,26 @@ def test_gradients_accumulate_over_micro_batches(method: str):
     alone = []
     for x in batches:
         net.zero_grad(set_to_none=True)
-        sharpness_aware(forward_pass(net, x)).loss.backward()
+        sharpness_aware.backward(forward_pass(net, x))
         alone.append(gradients_of(parameters))
     net.zero_grad(set_to_none=True)
     for x in batches:
-        sharpness_aware(forward_pass(net, x)).loss.backward()
+        sharpness_aware.backward(forward_pass(net, x))
     expected = [None if each[0] is None else sum(each) for each in zip(*alone)]
     assert_all_close(gradients_of(parameters), expected, rtol=1e-14)
 
 
 @pytest.mark.parametrize("method", ["sam", "ga_sam"])
-def test_what_multiplies_the_loss_multiplies_the_gradient(method: str):
-    """Loss scaling and gradient accumulation multiply the loss before its backward."""
+def test_a_scale_multiplies_the_gradient(method: str):
+    """Gradient accumulation does."""
     net, x = SmallNet(), batch()
     parameters = list(net.parameters())
     sharpness_aware = SharpnessAwareLoss(parameters, method_settings(method, rho=0.1, num_steps=2))
-    sharpness_aware(forward_pass(net, x)).loss.backward()
+    sharpness_aware.backward(forward_pass(net, x))
     once = gradients_of(parameters)
     net.zero_grad(set_to_none=True)
-    (sharpness_aware(forward_pass(net, x)).loss * 3).backward()
+    sharpness_aware.backward(forward_pass(net, x), scale=3)
     assert_all_close([g if g is None else g / 3 for g in gradients_of(parameters)], once, 1e-13)
-
-
-def test_gradients_can_be_asked_for_without_touching_grad():
-    """With the single-step risk: the inner gradients of the mean risk go to ``p.grad`` directly."""
-    net, x = SmallNet(), batch()
-    parameters = list(net.parameters())
-    weights = values(parameters)
-    sharpness_aware = SharpnessAwareLoss(parameters, method_settings("sam", rho=0.1))
-    loss = sharpness_aware(forward_pass(net, x)).loss
-    used = [p for name, p in net.named_parameters() if name not in ("unused", "frozen")]
-    found = torch.autograd.grad(loss, used)
-    assert_all_equal(values(parameters), weights)
-    assert all(p.grad is None for p in parameters)
-    sharpness_aware(forward_pass(net, x)).loss.backward()
-    assert_all_close([p.grad for p in used], list(found), rtol=1e-14)
 
 
 @pytest.mark.parametrize("risk", ["perturbed", "mean"])
@@ -207,7 +190,7 @@ def test_sparse_gradients_of_embeddings_count_like_dense_ones(risk: str):
             return ForwardPass(vectors.square().sum())
 
         settings = method_settings("sam", rho=0.5, risk=risk, num_steps=2)
-        SharpnessAwareLoss([weight], settings)(forward).loss.backward()
+        SharpnessAwareLoss([weight], settings).backward(forward)
         assert torch.equal(weight.detach(), start)
         found.append(weight.grad.to_dense())
     assert_all_close(found[1:], found[:1])
@@ -227,7 +210,7 @@ def test_a_layer_without_gradient_in_one_of_the_passes(risk: str):
 
     settings = method_settings("sam", rho=0.5, risk=risk, num_steps=2)
     sharpness_aware = SharpnessAwareLoss([first, second], settings)
-    sharpness_aware(forward).loss.backward()
+    sharpness_aware.backward(forward)
     assert torch.isfinite(first.grad).all()
     assert torch.equal(first.detach(), torch.tensor([3.0, 4.0], dtype=torch.float64))
     assert torch.equal(second.detach(), torch.tensor([1.0], dtype=torch.float64))

@@ -23,6 +23,7 @@ from tests.perturbation.small_net import (
     gradient_at,
     gradients_of,
     values,
+    watching,
 )
 
 
@@ -48,7 +49,7 @@ def test_a_vanishing_radius_gives_the_plain_gradient(method: str, norm: str, num
     parameters = list(net.parameters())
     plain = gradient_at(net, x)(values(parameters))
     settings = method_settings(method, rho=1e-9, norm=norm, num_steps=num_steps)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward_pass(net, x))
     assert_all_close(gradients_of(parameters), plain, rtol=1e-6)
 
 
@@ -61,7 +62,7 @@ def test_a_radius_of_zero_gives_the_plain_gradient(method: str, norm: str, num_s
     before = values(parameters)
     plain = gradient_at(net, x)(before)
     settings = method_settings(method, rho=0.0, norm=norm, num_steps=num_steps)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward_pass(net, x))
     assert_all_close(gradients_of(parameters), plain, rtol=1e-14)
     assert_all_equal(values(parameters), before)
 
@@ -157,9 +158,57 @@ def test_the_loss_scale_and_the_batch_size_cancel(method: str):
     net, x = SmallNet(), batch()
     parameters = list(net.parameters())
     settings = method_settings(method, rho=1e-3, num_steps=2)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward_pass(net, x))
     once = gradients_of(parameters)
     net.zero_grad(set_to_none=True)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, torch.cat([x, x]))).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward_pass(net, torch.cat([x, x])))
     twice = [None if p.grad is None else p.grad / 2 for p in parameters]
     assert_all_close(twice, once)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2])
+@pytest.mark.parametrize("risk", ["perturbed", "mean"])
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_thaw_between_steps_are_perturbed_from_then_on(
+    method: str, risk: str, num_steps: int
+):
+    """As in gradual unfreezing: the gradient is that of an object made after the thaw."""
+    net, x = SmallNet(), batch()
+    parameters = list(net.parameters())
+    settings = method_settings(method, rho=0.02, risk=risk, num_steps=num_steps)
+    thawing = [net.conv.weight, net.conv.bias, net.hidden.weight]
+    for weight in thawing:
+        weight.requires_grad_(False)
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
+    seen: List[List[Tensor]] = []
+    forward = watching(forward_pass(net, x), thawing, seen)
+    for frozen in (True, False, True, False):
+        for weight in thawing:
+            weight.requires_grad_(not frozen)
+        before, found = values(thawing), []
+        for each in (sharpness_aware, SharpnessAwareLoss(parameters, settings, modules=[net])):
+            net.zero_grad(set_to_none=True)
+            outcome = each.backward(forward)
+            found.append([*gradients_of(parameters), outcome.norm])
+        assert_all_equal(found[0], found[1])
+        assert all((weight.grad is None) == frozen for weight in thawing)
+        moved = [not torch.equal(one, other) for one, other in zip(seen[-1], before)]
+        assert moved == [not frozen] * len(thawing)
+
+
+@pytest.mark.parametrize("risk", ["perturbed", "mean"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_that_is_given_twice_counts_once(method: str, risk: str):
+    net, x = SmallNet(), batch()
+    parameters = list(net.parameters())
+    settings = method_settings(method, rho=0.02, risk=risk, num_steps=2)
+    twice = [*parameters, net.hidden.weight, *parameters]
+    found = []
+    for each in (parameters, twice):
+        for perturbed in (None, each):
+            net.zero_grad(set_to_none=True)
+            sharpness_aware = SharpnessAwareLoss(each, settings, perturbed=perturbed)
+            outcome = sharpness_aware.backward(forward_pass(net, x))
+            found.append([*gradients_of(parameters), outcome.norm])
+    for other in found[1:]:
+        assert_all_equal(other, found[0])

@@ -13,7 +13,7 @@ from fairseq_sam.perturbation import (
     SharpnessAwareLoss,
     method_settings,
 )
-from fairseq_sam.perturbation.rounding import add_perturbation_, stochastic_round
+from fairseq_sam.perturbation.weights import add_perturbation_, stochastic_round
 from tests.perturbation.small_net import (
     SmallNet,
     assert_all_equal,
@@ -22,6 +22,7 @@ from tests.perturbation.small_net import (
     generator,
     gradients_of,
     values,
+    watching,
 )
 
 every_format = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -179,11 +180,11 @@ def test_half_precision_weights_come_back_bit_for_bit(num_steps: int, method: st
     settings = method_settings(method, num_steps=num_steps, rho=0.05)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
     for _ in range(3):
-        outcome = sharpness_aware(forward_pass(net, x))
+        seen: List[List[Tensor]] = []
+        outcome = sharpness_aware.backward(watching(forward_pass(net, x), parameters, seen))
         assert bool(outcome.finite)
         assert math.isfinite(float(outcome.realised))
-        assert not all(torch.equal(p, w) for p, w in zip(parameters, before))
-        outcome.loss.backward()
+        assert not all(torch.equal(p, w) for p, w in zip(seen[-1], before))
         assert_all_equal(values(parameters), before)
     assert all(g is None or g.dtype == dtype for g in gradients_of(parameters))
 
@@ -200,10 +201,14 @@ def test_layer_norms_kept_in_float32_beside_half_precision_matrices(
     before = values([matrix, gain])
     settings = method_settings(method, num_steps=num_steps, rho=0.1)
     sharpness_aware = SharpnessAwareLoss([matrix, gain], settings)
-    outcome = sharpness_aware(lambda: ForwardPass(((x @ matrix.T).float() * gain).square().sum()))
-    assert not torch.equal(matrix, before[0])
-    assert not torch.equal(gain, before[1])
-    outcome.loss.backward()
+    seen: List[List[Tensor]] = []
+
+    def forward() -> ForwardPass:
+        return ForwardPass(((x @ matrix.T).float() * gain).square().sum())
+
+    sharpness_aware.backward(watching(forward, [matrix, gain], seen))
+    assert not torch.equal(seen[-1][0], before[0])
+    assert not torch.equal(seen[-1][1], before[1])
     assert_all_equal(values([matrix, gain]), before)
     assert (matrix.grad.dtype, gain.grad.dtype) == (dtype, torch.float32)
 
@@ -227,8 +232,7 @@ def test_half_precision_gradient_is_close_to_that_of_float64(dtype: Any):
             for p, rounded in zip(net.parameters(), SmallNet().to(dtype).parameters()):
                 p.copy_(rounded)
         settings = method_settings("ga_sam", rho=0.1, num_steps=2, norm="l2")
-        outcome = SharpnessAwareLoss(list(net.parameters()), settings)(forward_pass(net, x))
-        outcome.loss.backward()
+        SharpnessAwareLoss(list(net.parameters()), settings).backward(forward_pass(net, x))
         found.append(
             torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
         )

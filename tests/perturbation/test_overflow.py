@@ -24,6 +24,7 @@ from tests.perturbation.small_net import (
     gradients_of,
     summed_loss,
     values,
+    watching,
 )
 
 every_risk = pytest.mark.parametrize("risk", ["perturbed", "mean"])
@@ -75,19 +76,19 @@ def test_an_overflow_in_an_inner_pass_gives_the_plain_gradient(
     plain = gradient_at(net, x)(before)
     settings = method_settings(method, rho=0.1, norm=norm, risk=risk, num_steps=num_steps)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
-    outcome = sharpness_aware(spoiling(net, x, at_pass, value, net.hidden.weight))
+    seen: List[List[Tensor]] = []
+    forward = spoiling(net, x, at_pass, value, net.hidden.weight)
+    outcome = sharpness_aware.backward(watching(forward, parameters, seen))
     assert not bool(outcome.finite)
     assert float(outcome.norm) == 0
-    assert_all_equal(values(parameters), before)
+    assert_all_equal(seen[-1], before)
     assert float(outcome.perturbed.loss) == float(outcome.clean.loss)
-    outcome.loss.backward()
     assert_all_equal(gradients_of(parameters), plain)
     assert_all_equal(values(parameters), before)
 
     # It does not stick.
     net.zero_grad(set_to_none=True)
-    outcome = sharpness_aware(forward_pass(net, x))
-    outcome.loss.backward()
+    outcome = sharpness_aware.backward(forward_pass(net, x))
     assert bool(outcome.finite)
     assert float(outcome.norm) > 0
     assert all(g is None or bool(torch.isfinite(g).all()) for g in gradients_of(parameters))
@@ -103,7 +104,7 @@ def test_an_overflow_keeps_what_earlier_micro_batches_left(at_pass: int, risk: s
     plain = gradient_at(net, x)(values(parameters))
     settings = method_settings("sam", rho=0.1, risk=risk, num_steps=2)
     forward = spoiling(net, x, at_pass, math.inf, net.hidden.weight)
-    SharpnessAwareLoss(parameters, settings)(forward).loss.backward()
+    SharpnessAwareLoss(parameters, settings).backward(forward)
     expected = [None if a is None else a + g for a, g in zip(accumulated, plain)]
     assert_all_close(gradients_of(parameters), expected, rtol=1e-14)
 
@@ -117,9 +118,8 @@ def test_an_overflow_in_a_weight_left_unperturbed_counts_too(at_pass: int):
     chosen = [p for p in parameters if p is not net.hidden.weight]
     settings = method_settings("sam", rho=0.1, risk="mean", num_steps=2)
     sharpness_aware = SharpnessAwareLoss(parameters, settings, perturbed=chosen)
-    outcome = sharpness_aware(spoiling(net, x, at_pass, math.inf, net.hidden.weight))
+    outcome = sharpness_aware.backward(spoiling(net, x, at_pass, math.inf, net.hidden.weight))
     assert not bool(outcome.finite)
-    outcome.loss.backward()
     assert_all_equal(gradients_of(parameters), plain)
 
 
@@ -131,11 +131,10 @@ def test_a_batch_without_gradients_does_not_report_the_batch_before():
     sharpness_aware = SharpnessAwareLoss(parameters, method_settings("sam"), perturbed=chosen)
     for value in (math.inf, 0.0):
         forward = spoiling(net, x, 0, value, net.hidden.weight)
-        sharpness_aware(forward).loss.backward()
-        outcome = sharpness_aware(lambda: ForwardPass(unrelated.sum()))
+        sharpness_aware.backward(forward)
+        outcome = sharpness_aware.backward(lambda: ForwardPass(unrelated.sum()))
         assert bool(outcome.finite)
         assert float(outcome.norm) == 0
-        outcome.loss.backward()
 
 
 @every_norm
@@ -149,34 +148,18 @@ def test_loss_scaling_scales_the_gradient_and_nothing_else(
     parameters = list(net.parameters())
     settings = method_settings(method, rho=0.02, norm=norm, risk=risk, num_steps=num_steps)
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
-    unscaled = sharpness_aware(forward_pass(net, x))
-    moved = values(parameters)
-    unscaled.loss.backward()
-    gradients = gradients_of(parameters)
+    seen: List[List[Tensor]] = []
+    forward = watching(forward_pass(net, x), parameters, seen)
+    unscaled = sharpness_aware.backward(forward)
+    moved, gradients = seen[-1], gradients_of(parameters)
     net.zero_grad(set_to_none=True)
-    scaled = sharpness_aware(forward_pass(net, x), scale_loss=lambda loss: loss * 1024)
-    assert_all_close(values(parameters), moved)
+    scaled = sharpness_aware.backward(forward, scale_loss=lambda loss: loss * 1024)
+    assert_all_close(seen[-1], moved)
     assert float(scaled.norm) == pytest.approx(float(unscaled.norm), rel=1e-12)
-    assert scaled.loss.item() == pytest.approx(unscaled.loss.item(), rel=1e-12)
-    (scaled.loss * 1024).backward()
+    for ours, theirs in ((scaled.clean, unscaled.clean), (scaled.perturbed, unscaled.perturbed)):
+        assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-12)
     found = [None if g is None else g / 1024 for g in gradients_of(parameters)]
     assert_all_close(found, gradients)
-
-
-@every_risk
-def test_the_scale_of_the_last_pass_may_differ_from_that_of_the_inner_ones(risk: str):
-    """The scaler of the training loop multiplies the loss that it is given by what it likes."""
-    net, x = SmallNet(), batch()
-    parameters = list(net.parameters())
-    settings = method_settings("ga_sam", rho=0.02, risk=risk, num_steps=2)
-    SharpnessAwareLoss(parameters, settings)(forward_pass(net, x)).loss.backward()
-    gradients = gradients_of(parameters)
-    net.zero_grad(set_to_none=True)
-    outcome = SharpnessAwareLoss(parameters, settings)(
-        forward_pass(net, x), scale_loss=lambda loss: loss * 64
-    )
-    (outcome.loss * 4).backward()
-    assert_all_close([g if g is None else g / 4 for g in gradients_of(parameters)], gradients)
 
 
 @every_risk
@@ -188,9 +171,10 @@ def test_inner_passes_are_scaled_against_underflow(risk: str):
         return ForwardPass((w * torch.tensor([3.0, 4.0], dtype=torch.float16)).float().sum() * 1e-9)
 
     settings = method_settings("sam", rho=1.0, risk=risk)
-    plain = SharpnessAwareLoss([w], settings)(forward)
+    plain = SharpnessAwareLoss([w], settings).backward(forward)
     assert float(plain.norm) == 0
-    scaled = SharpnessAwareLoss([w], settings)(forward, scale_loss=lambda loss: loss * 2.0**20)
+    scale_loss = lambda loss: loss * 2.0**20  # noqa: E731
+    scaled = SharpnessAwareLoss([w], settings).backward(forward, scale_loss=scale_loss)
     assert float(scaled.norm) == pytest.approx(1.0, rel=0.01)
 
 
@@ -209,8 +193,7 @@ def test_a_batch_without_targets_moves_nothing(size: Any):
     parameters = list(net.parameters())
     before = values(parameters)
     sharpness_aware = SharpnessAwareLoss(parameters, method_settings("ga_sam", num_steps=2))
-    outcome = sharpness_aware(lambda: ForwardPass(summed_loss(net, x) * 0.0, size))
-    outcome.loss.backward()
+    outcome = sharpness_aware.backward(lambda: ForwardPass(summed_loss(net, x) * 0.0, size))
     assert bool(outcome.finite)
     assert float(outcome.norm) == 0
     assert all(g is None or not g.any() for g in gradients_of(parameters))
@@ -225,8 +208,8 @@ def test_sample_sizes_may_be_numbers_or_tensors(size: Any):
     found = []
     for each in (6, size):
         net.zero_grad(set_to_none=True)
-        SharpnessAwareLoss(parameters, settings)(
+        SharpnessAwareLoss(parameters, settings).backward(
             lambda each=each: ForwardPass(summed_loss(net, x), each)
-        ).loss.backward()
+        )
         found.append(gradients_of(parameters))
     assert_all_close(found[1], found[0])

@@ -23,6 +23,7 @@ from tests.perturbation.small_net import (
     gradients_of,
     summed_loss,
     values,
+    watching,
 )
 
 SCALES = [
@@ -45,10 +46,9 @@ def quadratic_gradient(
     """The sharpness-aware gradient of ½ Σ h w² by the package."""
     bends = [torch.tensor(h, dtype=torch.float64) for h in curvatures]
     sharpness_aware = SharpnessAwareLoss(weights, PerturbationSettings(**settings))
-    loss = sharpness_aware(
+    sharpness_aware.backward(
         lambda: ForwardPass(sum(0.5 * (h * w * w).sum() for h, w in zip(bends, weights)))
-    ).loss
-    loss.backward()
+    )
     return [w.grad.tolist() for w in weights]
 
 
@@ -147,8 +147,7 @@ class TestByHand:
     def test_the_numbers_reported(self):
         w = parameter(3, 4)
         sharpness_aware = SharpnessAwareLoss([w], method_settings("sam", rho=0.5))
-        outcome = sharpness_aware(lambda: ForwardPass(0.5 * (w * w).sum(), 7, "extra"))
-        outcome.loss.backward()
+        outcome = sharpness_aware.backward(lambda: ForwardPass(0.5 * (w * w).sum(), 7, "extra"))
         assert float(outcome.clean.loss) == pytest.approx(12.5)
         assert float(outcome.perturbed.loss) == pytest.approx(0.5 * (3.3**2 + 4.4**2))
         assert float(outcome.norm) == pytest.approx(0.5)
@@ -187,9 +186,10 @@ def test_every_mixture_equals_the_slow_loop(
         **parts,
     )
     settings = PerturbationSettings(loss_reduction=loss_reduction, **parts)
-    outcome = SharpnessAwareLoss(parameters, settings)(forward_pass(net, x))
-    moved = [parameter.detach() - w for parameter, w in zip(parameters, before)]
-    outcome.loss.backward()
+    seen: List[List[torch.Tensor]] = []
+    forward = watching(forward_pass(net, x), parameters, seen)
+    outcome = SharpnessAwareLoss(parameters, settings).backward(forward)
+    moved = [perturbed - w for perturbed, w in zip(seen[-1], before)]
 
     distance = reference.length(reference.flat(path[-1]).tolist())
     assert distance > 0.05  # far enough for the terms of second order to be seen
@@ -240,7 +240,7 @@ def train(net: SmallNet, x: Any, settings: Any, make_optimizer: Any, updates: in
     sharpness_aware = SharpnessAwareLoss(parameters, settings)
     for _ in range(updates):
         optimizer.zero_grad()
-        sharpness_aware(forward_pass(net, x)).loss.backward()
+        sharpness_aware.backward(forward_pass(net, x))
         optimizer.step()
 
 
@@ -306,11 +306,12 @@ def test_weights_left_unperturbed_still_get_the_gradient_of_the_risk(risk: str):
 
     chosen = [p for p in parameters if not is_left_out(p)]
     sharpness_aware = SharpnessAwareLoss(parameters, settings, perturbed=chosen)
-    outcome = sharpness_aware(forward_pass(net, x))
-    moved = {name for (name, p), w in zip(net.named_parameters(), before) if not torch.equal(p, w)}
+    seen: List[List[torch.Tensor]] = []
+    sharpness_aware.backward(watching(forward_pass(net, x), parameters, seen))
+    names = [name for name, _ in net.named_parameters()]
+    moved = {name for name, p, w in zip(names, seen[-1], before) if not torch.equal(p, w)}
     still = {"conv.weight", "out.bias", "unused", "gradientless", "frozen"}
-    assert moved == {name for name, _ in net.named_parameters()} - still
-    outcome.loss.backward()
+    assert moved == set(names) - still
     assert_all_close(gradients_of(parameters), expected)
     assert_all_equal(values(parameters), before)
 
@@ -318,5 +319,5 @@ def test_weights_left_unperturbed_still_get_the_gradient_of_the_risk(risk: str):
 def test_a_generator_of_weights_will_do():
     net, x = SmallNet(), batch()
     sharpness_aware = SharpnessAwareLoss(net.parameters(), method_settings("sam", rho=0.3))
-    sharpness_aware(forward_pass(net, x)).loss.backward()
+    sharpness_aware.backward(forward_pass(net, x))
     assert net.out.weight.grad is not None

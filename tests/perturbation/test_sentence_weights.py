@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_sam.perturbation import PerturbedWeights, method_settings, sentence_weights
-from fairseq_sam.perturbation.probing import probe_length, probe_losses, random_direction
-from fairseq_sam.perturbation.rng import RandomState
 from fairseq_sam.perturbation.sentence_weights import (
     Probes,
+    SentenceProbes,
     draft_weights,
+    probe_length,
     published_weights,
+    random_direction,
     usable,
     weigh,
 )
@@ -327,6 +328,13 @@ def test_random_directions_are_not_the_numbers_of_dropout():
             assert abs(cosine) < 5 / math.sqrt(2000)
 
 
+def probe_losses(weights: PerturbedWeights, problem: Quadratic) -> List[Any]:
+    """Returns the losses where a step's probes have the weights, and ρ / h."""
+    probes = SentenceProbes(weights.settings)
+    found: List[Any] = [problem.losses() for _ in probes.displace(weights, torch.float64)]
+    return [*found, probes._ratio]
+
+
 @pytest.mark.parametrize("h", [0.5, 0.02])
 def test_what_the_differences_measure_on_a_quadratic(h: float):
     """E of Eq. 5's numerator is |a_j| h² ‖∇l_j‖² / n, of its denominator ‖∇l_j‖ times a constant.
@@ -340,7 +348,7 @@ def test_what_the_differences_measure_on_a_quadratic(h: float):
     second, first, published, one_sided = (torch.zeros(5).double() for _ in range(4))
     for seed in range(draws):
         torch.manual_seed(seed)
-        plus, minus, ratio = probe_losses(weights, problem.losses, RandomState([]))
+        plus, minus, ratio = probe_losses(weights, problem)
         assert ratio == 1
         probes = Probes(clean, plus, minus)
         second += (plus + minus - 2 * clean).abs() / draws
@@ -372,8 +380,7 @@ def test_what_the_drafts_shares_measure():
     clean, total = problem.losses(), torch.zeros(5).double()
     for seed in range(draws):
         torch.manual_seed(seed)
-        plus, minus, _ = probe_losses(weights, problem.losses, RandomState([]))
-        assert minus is None
+        plus, _ = probe_losses(weights, problem)  # one probe
         total += (plus - clean).abs() / draws
     expected = h * problem.gradients.norm(dim=1) * mean_absolute_cosine(6)
     torch.testing.assert_close(total, expected, rtol=5 * 0.7 / math.sqrt(draws), atol=0)

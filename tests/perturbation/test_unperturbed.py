@@ -47,7 +47,7 @@ def sharpness_aware_gradient(
         first = loss.call_unperturbed(model, x=x)
         return ForwardPass(part_loss(first, model(x=x)))
 
-    loss(forward).loss.backward()
+    loss.backward(forward)
     return loss, gradients_of(trained)
 
 
@@ -97,7 +97,7 @@ def test_it_differs_from_perturbing_both() -> None:
         weight.grad = None
     trained = trained_weights(model)
     both = SharpnessAwareLoss(trained, method_settings("sam", rho=RHO))
-    both(lambda: ForwardPass(part_loss(model(x=x), model(x=x)))).loss.backward()
+    both.backward(lambda: ForwardPass(part_loss(model(x=x), model(x=x))))
     pairs = zip(one, gradients_of(trained))
     assert any(a is not None and not torch.allclose(a, b, rtol=1e-3) for a, b in pairs)
 
@@ -110,7 +110,7 @@ def test_weights_left_out_of_the_perturbation() -> None:
     def forward() -> ForwardPass:
         return ForwardPass(part_loss(loss.call_unperturbed(model, x=x), model(x=x)))
 
-    loss(forward).loss.backward()
+    loss.backward(forward)
     assert_all_close(gradients_of(trained), expected_gradient(model, x, num_perturbed=2))
 
 
@@ -137,7 +137,7 @@ def test_dropout_masks_are_those_of_the_other_passes() -> None:
         seen.append(first.detach())
         return ForwardPass(part_loss(first, model(x=x)))
 
-    loss(forward).loss.backward()
+    loss.backward(forward)
     assert len(seen) == 2
     assert torch.equal(*seen)
 

@@ -26,7 +26,7 @@ def gradients(model: nn.Module, module: Net, rank: int, method: str) -> List[Ten
     def forward() -> ForwardPass:
         return ForwardPass(part_loss(loss.call_unperturbed(module, x=x), model(x)), len(x))
 
-    loss(forward, **no_sync).loss.backward()
+    loss.backward(forward, **no_sync)
     return [p.grad.clone() for p in module.parameters() if p.grad is not None]
 
 

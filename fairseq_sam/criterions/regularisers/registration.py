@@ -1,7 +1,7 @@
 """Registers ``<regulariser>_<criterion>`` for every pair of the two."""
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Optional, Tuple, Type
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple, Type
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from fairseq.criterions import (
     register_criterion,
 )
 from fairseq.logging import metrics
+from omegaconf import DictConfig
 from torch import Tensor
 
 from fairseq_sam.criterions import (  # noqa: F401  (what is regularised must be registered)
@@ -86,6 +87,9 @@ class RegularisedCriterion(PerSentenceCriterion):
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
         """Builds the criterion, after a look at its flags."""
         settings.check(cfg)
+        run = cfg._get_parent() if isinstance(cfg, DictConfig) else None
+        if getattr(cfg, "smart_mu", 0.0) > 0 and run is not None and not run.ema.store_ema:
+            _refuse_without_average(cfg)
         criterion = super().build_criterion(cfg, task)
         criterion.cfg = cfg
         if getattr(cfg, "smart_mu", 0.0) > 0:
@@ -141,10 +145,7 @@ class RegularisedCriterion(PerSentenceCriterion):
     def _pass_at_average(self, sample: Dict[str, Any]) -> RecordedModel:
         model = self.average.model if self.average else None
         if model is None:
-            raise SystemExit(
-                f"error: argument --smart-mu: {self.cfg.smart_mu} is not allowed: anything but 0 "
-                "needs the moving average of the weights that --store-ema keeps"
-            )
+            _refuse_without_average(self.cfg)
         with torch.no_grad():
             return self.answer(model.eval(), sample)
 
@@ -156,6 +157,13 @@ class RegularisedCriterion(PerSentenceCriterion):
         if size and any("penalty" in log for log in logging_outputs):
             total = sum(log.get("penalty", 0) for log in logging_outputs)
             metrics.log_scalar("penalty", total / size / LN2, size, round=3)
+
+
+def _refuse_without_average(cfg: Any) -> NoReturn:
+    raise SystemExit(
+        f"error: argument --smart-mu: {cfg.smart_mu} is not allowed: anything but 0 needs the "
+        "moving average of the weights that --store-ema keeps"
+    )
 
 
 def _register(regulariser: str, stock_name: str) -> Tuple[str, Type[RegularisedCriterion]]:

@@ -1,0 +1,324 @@
+"""Buffers, attributes and weights that a pass changes: each pass starts as the first one did."""
+
+import copy
+from typing import Any, Callable, Dict, List, Type
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings
+from tests.perturbation import reference
+from tests.perturbation.small_net import (
+    assert_all_close,
+    assert_all_equal,
+    batch,
+    forward_pass,
+    gradients_of,
+    summed_loss,
+    values,
+)
+from tests.perturbation.test_interruptions import RaisesInBackward
+
+every_risk = pytest.mark.parametrize("risk", ["perturbed", "mean"])
+every_step = pytest.mark.parametrize("num_steps", [1, 2, 3])
+
+
+class Counter(nn.Module):
+    """A buffer that is changed in place; what comes out depends on it, as below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x * (1 + 0.1 * self.count)
+
+
+class Centroids(nn.Module):
+    """A buffer that forward binds anew, as k-means quantisers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("means", torch.linspace(-1, 1, 12).reshape(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        nearest = torch.cdist(x.detach(), self.means).argmin(dim=1)
+        code = self.means[nearest]
+        share = torch.nn.functional.one_hot(nearest, 3).to(x) / len(x)
+        self.means = 0.7 * self.means + share.T @ x.detach()
+        return x + code
+
+
+class Calls(nn.Module):
+    """A plain attribute that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x / self.calls
+
+
+class Memory(nn.Module):
+    """Remembers the batch before, from the second batch on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._mems: Any = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        before, self._mems = self._mems, x.detach()
+        return x if before is None else x + 0.5 * before
+
+
+class LateAttribute(nn.Module):
+    """An attribute that there is not before the first pass."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = getattr(self, "seen", 0) + 1
+        return x / self.seen
+
+
+def double_(module: nn.Module, _: Any) -> None:
+    """As --quant-noise-pq: writes the weight before each forward pass, and leaves it written."""
+    module.weight.data = 1.5 * module.weight
+
+
+def hooked() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.register_forward_pre_hook(double_)
+    return layer
+
+
+class Decaying(nn.Linear):
+    """A weight that forward writes, of which no hook tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.weight.data.mul_(0.9)
+        return super().forward(x)
+
+
+KINDS: Dict[str, Callable[[], nn.Module]] = {
+    "buffer": Counter,
+    "re-bound buffer": Centroids,
+    "attribute": Calls,
+    "memory": Memory,
+    "late attribute": LateAttribute,
+    "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
+    "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
+    "weights written by a hook": hooked,
+    "weights written by forward": lambda: Decaying(4, 4),
+}
+every_kind = pytest.mark.parametrize("kind", list(KINDS))
+
+
+def network(kind: str, used: bool = True) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), KINDS[kind](), nn.Linear(4, 3)).double()
+    if used:
+        with torch.no_grad():
+            net(inputs(seed=7))
+    return net
+
+
+def inputs(seed: int = 1) -> Tensor:
+    return batch(seed)[:, 0]
+
+
+def state_of(net: nn.Module) -> Dict[str, Any]:
+    """Copies of all buffers and of the attributes that are numbers, tensors or None."""
+    state: Dict[str, Any] = {}
+    for name, module in net.named_modules():
+        for key, value in [*vars(module).items(), *module._buffers.items()]:
+            if isinstance(value, Tensor):
+                state[f"{name}.{key}"] = value.detach().clone()
+            elif value is None or isinstance(value, (int, float)):
+                state[f"{name}.{key}"] = value
+    return state
+
+
+def assert_same_state(ours: Dict[str, Any], theirs: Dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        if isinstance(value, Tensor):
+            assert torch.equal(ours[name], value), name
+        else:
+            assert ours[name] == value, name
+
+
+def noting_state(
+    forward: Callable[[], ForwardPass], net: nn.Module, seen: List[Dict[str, Any]]
+) -> Callable[[], ForwardPass]:
+    def noting() -> ForwardPass:
+        seen.append(state_of(net))
+        return forward()
+
+    return noting
+
+
+def gradient_of_copies(net: nn.Module, x: Tensor) -> Callable[[List[Tensor]], List[Any]]:
+    """Returns the function from weights to gradients, each from a copy of the net as it is."""
+    net = copy.deepcopy(net)
+
+    def gradients(weights: List[Tensor]) -> List[Any]:
+        each = copy.deepcopy(net)
+        with torch.no_grad():
+            for parameter, weight in zip(each.parameters(), weights):
+                parameter.copy_(weight)
+        summed_loss(each, x).backward()
+        return gradients_of(list(each.parameters()))
+
+    return gradients
+
+
+@every_kind
+@every_risk
+@every_step
+@pytest.mark.parametrize("used", [True, False])
+def test_every_pass_starts_from_the_same_state(used: bool, num_steps: int, risk: str, kind: str):
+    """The gradient is that of a network which has a copy for each pass."""
+    net, x = network(kind, used), inputs()
+    plain = copy.deepcopy(net)
+    parameters = list(net.parameters())
+    parts = {"norm": "l2", "scale": "weight", "granularity": "layer", "risk": risk}
+    parts.update(rho=0.3, num_steps=num_steps)
+    expected, path = reference.sharpness_aware_gradient(
+        gradient_of_copies(net, x), parameters, **parts
+    )
+    seen: List[Dict[str, Any]] = []
+    start = state_of(net)
+    sharpness_aware = SharpnessAwareLoss(parameters, method_settings("sam", **parts), modules=[net])
+    outcome = sharpness_aware.backward(noting_state(forward_pass(net, x), net, seen))
+    assert len(seen) == num_steps + 1
+    for each in seen:
+        assert_same_state(each, start)
+    assert float(outcome.norm) == pytest.approx(float(reference.flat(path[-1]).norm()), rel=1e-10)
+    assert_all_close(gradients_of(parameters), expected)
+
+    assert float(outcome.clean.loss) == summed_loss(plain, x).item()
+    assert_same_state(state_of(net), state_of(plain))
+    assert_all_equal(values(parameters), values(plain.parameters()))
+
+
+@every_kind
+@every_risk
+@every_step
+def test_updates_in_a_row_leave_what_plain_passes_leave(num_steps: int, risk: str, kind: str):
+    net = network(kind)
+    plain = copy.deepcopy(net)
+    parameters = list(net.parameters())
+    settings = method_settings("ga_sam", rho=1e-3, num_steps=num_steps, risk=risk)
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
+    for update in range(3):
+        x = inputs(seed=update)
+        outcome = sharpness_aware.backward(forward_pass(net, x))
+        assert float(outcome.clean.loss) == summed_loss(plain, x).item()
+        assert_same_state(state_of(net), state_of(plain))
+        assert_all_equal(values(parameters), values(plain.parameters()))
+
+
+@every_kind
+@every_risk
+@pytest.mark.parametrize("weighting", ["published", "draft"])
+def test_probes_leave_no_trace(weighting: str, risk: str, kind: str):
+    net, x = network(kind), inputs()
+    plain, seen = copy.deepcopy(net), []
+    start = state_of(net)
+
+    def per_sentence() -> ForwardPass:
+        losses = nn.functional.cross_entropy(net(x), torch.arange(len(x)) % 3, reduction="none")
+        return ForwardPass(losses.sum(), len(x), None, losses)
+
+    settings = method_settings("delta_sam", weighting=weighting, rho=0.1, risk=risk, num_steps=2)
+    sharpness_aware = SharpnessAwareLoss(list(net.parameters()), settings, modules=[net])
+    sharpness_aware.backward(
+        noting_state(forward_pass(net, x), net, seen),
+        per_sentence=noting_state(per_sentence, net, seen),
+    )
+    assert len(seen) == (5 if weighting == "published" else 4)
+    for each in seen:
+        assert_same_state(each, start)
+    summed_loss(plain, x)
+    assert_same_state(state_of(net), state_of(plain))
+    assert_all_equal(values(net.parameters()), values(plain.parameters()))
+
+
+@every_kind
+@every_risk
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("at_pass", [0, 1, 2])
+def test_a_pass_that_raises_leaves_the_state_in_place(
+    at_pass: int, where: str, error: Type[BaseException], risk: str, kind: str
+):
+    """Before the first pass has ended that is the state before it, and then the state after it."""
+    net, x = network(kind), inputs()
+    expected = copy.deepcopy(net)
+    for _ in range(2 if at_pass > 0 else 1):  # a whole step, and this one
+        summed_loss(expected, x)
+    parameters, calls = list(net.parameters()), []
+
+    def forward() -> ForwardPass:
+        calls.append(1)
+        loss = summed_loss(net, x)
+        if len(calls) - 1 == at_pass:
+            if where == "forward":
+                raise error("stop here")
+            loss = RaisesInBackward.apply(loss, error("stop here"))
+        return ForwardPass(loss, len(x))
+
+    settings = method_settings("sam", rho=0.3, risk=risk, num_steps=2)
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
+    sharpness_aware.backward(forward_pass(net, x))
+    with pytest.raises(error, match="stop here"):
+        sharpness_aware.backward(forward)
+    assert_same_state(state_of(net), state_of(expected))
+    assert_all_equal(values(parameters), values(expected.parameters()))
+
+
+def test_modules_without_weights_of_their_own_count_too():
+    """A criterion's counter beside the model's."""
+    net, criterion, x = network("buffer"), Counter(), inputs()
+
+    def forward() -> ForwardPass:
+        return ForwardPass(criterion(summed_loss(net, x)), len(x))
+
+    settings = method_settings("sam", rho=0.3, num_steps=2)
+    SharpnessAwareLoss(list(net.parameters()), settings, modules=[net, criterion]).backward(forward)
+    assert (float(net[2].count), float(criterion.count)) == (2, 1)
+
+
+class FirstBuffer(nn.Module):
+    """A buffer that there is none of before the first pass."""
+
+    def __init__(self, declared: bool) -> None:
+        super().__init__()
+        self.found: List[bool] = []
+        if declared:
+            self.register_buffer("memory", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self._buffers.get("memory") is not None
+        self.found.append(found)
+        if found:
+            x = x + 0.5 * self.memory
+        else:
+            self.register_buffer("memory", x.detach())
+        return x
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_buffer_that_comes_with_the_first_pass(declared: bool):
+    layer, x = FirstBuffer(declared), inputs()
+    net = nn.Sequential(nn.Linear(5, 4).double(), layer, nn.Linear(4, 3).double())
+    settings = method_settings("sam", rho=0.3, num_steps=2)
+    SharpnessAwareLoss(list(net.parameters()), settings, modules=[net]).backward(
+        forward_pass(net, x)
+    )
+    assert layer.found == [False] * 3
+    assert torch.equal(layer.memory, net[0](x))
