@@ -280,14 +280,14 @@ CASES: List[Case] = [
         "cross_lingual_lm",
         XLM,
         made_data.text_of_bert,
-        broken="unexpected keyword argument 'add_special_symbols'",
+        broken="unexpected keyword argument '(add_special_symbols|data_selector)'",
     ),
     Case(
         "legacy_masked_lm",
         f"--task legacy_masked_lm --criterion legacy_masked_lm_loss --arch bert_base {ENCODER} "
         "--dropout 0.1 --tokens-per-sample 16 --break-mode sentence",
         made_data.text_of_bert,
-        broken="unexpected keyword argument 'add_special_symbols'",
+        broken="unexpected keyword argument '(add_special_symbols|data_selector)'",
     ),
     Case(
         "denoising",
@@ -395,6 +395,7 @@ CASES: List[Case] = [
         "s2t_conformer",
         f"{S2T} --arch s2t_conformer --conv-channels 8 --input-feat-per-channel 8 {CONFORMER}",
         made_data.speech,
+        broken="unsupported operand type",  # a depth that 0.12.2 takes for text
     ),
     Case(
         "s2t_berard",
@@ -513,7 +514,7 @@ CASES: List[Case] = [
         "--task speech_to_text --criterion label_smoothed_cross_entropy --arch xm_transformer "
         f"{XM}",
         sound_to_text,
-        broken="object has no attribute 'load_ema'",
+        broken="object has no attribute 'load_ema'|soundfile.__spec__ is None",
     ),
     Case(
         "speech_unit_modeling",
