@@ -287,7 +287,7 @@ class FaultyTraining:
             *("--save-dir", folder / "unused", "--batch-size 3"),
         )
         plain = build_trainer(arguments, "--optimizer adam")
-        # Whether its method goes with the criterion is asked of the optimizer's flags by themselves.
+        # The optimizer's flags are parsed by themselves, and with them what its method needs.
         self.trainer = build_trainer(arguments, f"--optimizer {optimizer} {PER_SENTENCE}")
         batches = self.trainer.get_train_iterator(epoch=1).next_epoch_itr(shuffle=False)
         self.samples = [next(batches), next(batches)]  # as with --update-freq 2
