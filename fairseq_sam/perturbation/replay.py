@@ -6,7 +6,10 @@ wrote) must not be what the next pass begins with, and after the step must be wh
 w would have left. :class:`Replay` notes it, and puts it back.
 """
 
+import collections
 import contextlib
+import copy
+import dataclasses
 import os
 import random
 import threading
@@ -15,6 +18,7 @@ from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -24,35 +28,41 @@ from fairseq_sam.perturbation import foreach
 class Replay:
     """The state that the passes of one step share.
 
-    It covers the random numbers; buffers and attributes (counters, memories of the batch before: by
-    reference, what is changed in place is not seen) of what is called; and the weights that a pass
-    writes into (the hook of ``--quant-noise-pq``). The state when it is made is the one that each
-    pass starts from.
+    It covers the random numbers; of the modules that are called their buffers and attributes
+    (counters, memories of the batch before, generators of their own, lists and dictionaries); plain
+    values among the attributes of other objects; and the weights that a pass writes into (the hook
+    of ``--quant-noise-pq``, a teacher that follows). The state when it is made is the one that each
+    pass starts from. Not seen is what lies deeper: an object's own attributes, slots, iterators.
 
     Args:
         called: what is called in a pass: modules with all their submodules, or other objects.
         tensors: tensors on the devices of interest, usually the weights.
-        written: the weights that a pass writes into.
+        written: weights that passes are known to write into.
     """
 
     def __init__(
-        self, called: Iterable[Any], tensors: Iterable[Tensor], written: Sequence[Tensor] = ()
+        self, called: Iterable[Any], tensors: Iterable[Tensor], written: Iterable[Tensor] = ()
     ) -> None:
         self._holders = _with_submodules(called)
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        self._written = list(written)
+        known = [*_weights_that_hooks_write(self._holders), *written]
+        self._written = list({id(weight): weight for weight in known}.values())
         self._start = _HeldState(self._holders)
         self._end: Optional[_HeldState] = None
         self._end_weights: List[Tensor] = []
         self._end_random: Optional[RandomState] = None
 
     def once(self, function: Callable[[], Any]) -> None:
-        """Calls a function within the first pass, whose effect the later passes start from.
+        """Calls a function within a pass, whose effect the later passes start from.
 
         For what a training step does that must happen once, and not again in its repetitions.
         """
-        self._start.take_over(function)
+        states = [self._start] if self._end is None else [self._start, self._end]
+        with contextlib.ExitStack() as stack:
+            for state in states:
+                stack.enter_context(state.taking_over())
+            function()
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:
@@ -88,27 +98,21 @@ class Replay:
             with torch.no_grad():
                 foreach.copy_(self._written, before)
 
-    def has_written(self, weights: Sequence[Tensor], before: Sequence[Tensor]) -> List[Tensor]:
-        """Finds the weights that the first pass wrote into, puts them back and returns them.
-
-        It waits for the GPU.
+    def unwrite(self, weights: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """Takes back what the first pass wrote into weights, until :meth:`finish`.
 
         Args:
-            weights: some.
+            weights: some that it was not known to write into.
             before: their values before that pass.
         """
-        known = {id(weight) for weight in self._written}
-        found = [
-            (weight, value)
-            for weight, value in zip(weights, before)
-            if id(weight) not in known and not weight.is_meta and not torch.equal(weight, value)
-        ]
-        for weight, value in found:
-            self._written.append(weight)
-            self._end_weights.append(weight.detach().clone())
-            with torch.no_grad():
-                weight.copy_(value)
-        return [weight for weight, _ in found]
+        self._written += weights
+        self._end_weights += [weight.detach().clone() for weight in weights]
+        with torch.no_grad():
+            foreach.copy_(weights, before)
+
+    def is_known(self, weight: Tensor) -> bool:
+        """Returns whether passes are known to write into a weight."""
+        return any(weight is each for each in self._written)
 
     def finish(self) -> None:
         """Leaves the state as after the first pass alone; as before it if there was none."""
@@ -120,44 +124,52 @@ class Replay:
 
 
 class _HeldState:
-    """Buffers and attributes of some objects.
+    """What some objects hold.
 
     Args:
         holders: modules, without their submodules, and other objects.
     """
 
     def __init__(self, holders: List[Any]) -> None:
-        self._holders = holders
-        self._names = [(names, dict(names)) for names in self._dictionaries()]
-        self._note_buffers()
+        self._plain = [
+            (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
+            for names in (vars(h) for h in holders if not isinstance(h, nn.Module))
+        ]
+        modules = [h for h in holders if isinstance(h, nn.Module) and not _is_scripted(h)]
+        dictionaries = [module.__dict__ for module in modules] + [m._buffers for m in modules]
+        self._names = [(names, dict(names)) for names in dictionaries]
+        self._kept: List[Callable[[], None]] = []
+        tensors: Dict[int, Tensor] = {}
+        seen = set()
+        for _, saved in self._names:
+            for name, value in saved.items():
+                if name in _OF_EVERY_MODULE:
+                    continue
+                if isinstance(value, Tensor):
+                    tensors[id(value)] = value
+                elif type(value) in _KEEPERS and id(value) not in seen:
+                    seen.add(id(value))
+                    self._kept.append(_KEEPERS[type(value)](value))
+        self._kept += [_keep_scripted_buffers(h) for h in holders if _is_scripted(h)]
+        self._values = [(t, t.detach().clone()) for t in tensors.values() if _can_be_kept(t)]
 
-    def _dictionaries(self) -> List[Dict[str, Any]]:
-        """Returns what maps names to attributes and to buffers."""
-        buffers = [h._buffers for h in self._holders if isinstance(h, nn.Module)]
-        return [holder.__dict__ for holder in self._holders] + buffers
+    @contextlib.contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Context of what becomes part of the state: what is set by name, and changes of tensors.
 
-    def _note_buffers(self) -> None:
-        distinct = {
-            id(buffer): buffer
-            for holder in self._holders
-            if isinstance(holder, nn.Module)
-            for buffer in holder._buffers.values()
-            if buffer is not None
-        }
-        self._values = [(buffer, buffer.detach().clone()) for buffer in distinct.values()]
-
-    def take_over(self, function: Callable[[], Any]) -> None:
-        """Calls a function and takes what it changes as part of the state.
-
-        That is the values of buffers, and what is set by name.
+        (What it does to lists and generators does not.)
         """
-        before = [dict(names) for names in self._dictionaries()]
-        function()
-        self._note_buffers()
-        for (names, saved), old in zip(self._names, before):
+        names_before = [dict(names) for names, _ in self._names]
+        before = [tensor.detach().clone() for tensor, _ in self._values]
+        yield
+        for (names, saved), old in zip(self._names, names_before):
             for name, value in names.items():
                 if name not in old or old[name] is not value:
                     saved[name] = value
+        for (tensor, value), earlier in zip(self._values, before):
+            if tensor.shape == value.shape == earlier.shape:
+                now = tensor.detach()
+                value.copy_(torch.where(now == earlier, value, now))
 
     def restore(self) -> None:
         """Puts everything back, past autograd, which has noted the buffers."""
@@ -165,8 +177,118 @@ class _HeldState:
             names.update(saved)
             for name in names.keys() - saved.keys():
                 del names[name]
+        for names, saved in self._plain:
+            for name, value in [each for each in names.items() if type(each[1]) in _PLAIN]:
+                if name not in saved:
+                    del names[name]
+                elif value is not saved[name]:
+                    names[name] = saved[name]
+        for put_back in self._kept:
+            put_back()
+        alike = [each for each in self._values if each[0].shape == each[1].shape]
         with torch.no_grad():
-            foreach.copy_([b.data for b, _ in self._values], [v for _, v in self._values])
+            foreach.copy_([tensor.data for tensor, _ in alike], [value for _, value in alike])
+        for tensor, value in self._values:
+            if tensor.shape != value.shape:
+                tensor.data = value.clone()
+
+
+_PLAIN = (int, float, bool, str, type(None))
+"""Of objects that are no modules, a task, only such values are put back: other threads use it."""
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _is_scripted(holder: Any) -> bool:
+    return isinstance(holder, torch.jit.ScriptModule)
+
+
+def _can_be_kept(tensor: Tensor) -> bool:
+    """Not what has no values yet, what is part of a graph, and what is one value expanded."""
+    if is_lazy(tensor) or tensor.grad_fn is not None:
+        return False
+    return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
+
+
+def _keep_scripted_buffers(module: Any) -> Callable[[], None]:
+    saved = {name: b.detach().clone() for name, b in module.named_buffers(recurse=False)}
+
+    def put_back() -> None:
+        for name, value in saved.items():
+            getattr(module, name).data.copy_(value)
+
+    return put_back
+
+
+def _keep_list(values: Any) -> Callable[[], None]:
+    saved = list(values)
+
+    def put_back() -> None:
+        if len(values) != len(saved) or any(a is not b for a, b in zip(values, saved)):
+            values.clear()
+            values.extend(saved)
+
+    return put_back
+
+
+def _keep_dictionary(values: Any) -> Callable[[], None]:
+    saved = dict(values)
+
+    def put_back() -> None:
+        values.update(saved)
+        for key in values.keys() - saved.keys():
+            del values[key]
+
+    return put_back
+
+
+def _keep_set(values: Any) -> Callable[[], None]:
+    saved = set(values)
+
+    def put_back() -> None:
+        values.difference_update(values - saved)
+        values.update(saved)
+
+    return put_back
+
+
+def _keep_generator(generator: Any) -> Callable[[], None]:
+    state = generator.get_state()
+
+    def put_back() -> None:
+        generator.set_state(state)
+
+    return put_back
+
+
+def _keep_numpy_generator(generator: Any) -> Callable[[], None]:
+    state = generator.bit_generator.state
+
+    def put_back() -> None:
+        generator.bit_generator.state = state
+
+    return put_back
+
+
+def _keep_python_generator(generator: Any) -> Callable[[], None]:
+    state = generator.getstate()
+    return lambda: generator.setstate(state)
+
+
+_KEEPERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
+    list: _keep_list,
+    collections.deque: _keep_list,
+    dict: _keep_dictionary,
+    collections.OrderedDict: _keep_dictionary,
+    collections.defaultdict: _keep_dictionary,
+    collections.Counter: _keep_dictionary,
+    set: _keep_set,
+    torch.Generator: _keep_generator,
+    np.random.Generator: _keep_numpy_generator,
+    np.random.RandomState: _keep_generator,
+    random.Random: _keep_python_generator,
+}
+"""How to keep what a module holds and a pass changes in place; by type."""
 
 
 class RandomState:
@@ -233,7 +355,7 @@ def _same_numpy_state(one: Any, other: Any) -> bool:
 
 
 def copy_batch(value: Any) -> Any:
-    """Returns a copy of nested dictionaries, lists, tuples and tensors; other things are shared.
+    """Returns a copy of nested containers, tensors and arrays; other things are shared.
 
     A criterion or task that adds rows to a batch, pops a key or writes into the target then changes
     a copy of its own.
@@ -244,13 +366,26 @@ def copy_batch(value: Any) -> Any:
     >>> sample
     {'net_input': {'src_tokens': tensor([0.])}, 'id': [7]}
     """
+    result: Any
     if isinstance(value, dict):
-        result = value.copy()
+        result = copy.copy(value)
         for key, entry in value.items():
             result[key] = copy_batch(entry)
         return result
-    if type(value) in (list, tuple):
-        return type(value)(copy_batch(entry) for entry in value)
+    if isinstance(value, list):
+        result = copy.copy(value)
+        result[:] = [copy_batch(entry) for entry in value]
+        return result
+    if isinstance(value, tuple):
+        entries = [copy_batch(entry) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        result = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(result, field.name, copy_batch(getattr(value, field.name)))
+        return result
+    if isinstance(value, np.ndarray):
+        return value.copy()
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -282,15 +417,14 @@ def _with_submodules(called: Iterable[Any]) -> List[Any]:
     return list(distinct.values())
 
 
-def weights_that_hooks_write(called: Iterable[Any]) -> List[Tensor]:
+def _weights_that_hooks_write(holders: Iterable[Any]) -> List[Tensor]:
     """Returns the weights of modules that have a hook before their forward pass.
 
     torch's own two, of weight and spectral norm, only write attributes.
     """
-    distinct: Dict[int, Tensor] = {}
-    for module in _with_submodules(called):
-        hooks = getattr(module, "_forward_pre_hooks", {}).values()
-        if any(not isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks):
-            for weight in module.parameters(recurse=False):
-                distinct[id(weight)] = weight
-    return list(distinct.values())
+    found: List[Tensor] = []
+    for module in holders:
+        hooks = getattr(module, "_forward_pre_hooks", None) or {}
+        if any(not isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks.values()):
+            found += [weight for weight in module.parameters(recurse=False) if not is_lazy(weight)]
+    return found

@@ -43,7 +43,8 @@ class SharpnessAwareLoss:
     Attributes:
         current: the pass under way, None outside of a step.
         called: ``modules``.
-        written: weights that the passes write into, known from the first step on.
+        written: weights that passes were seen to write into.
+        num_steps: how many steps there were.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class SharpnessAwareLoss:
         weights = [self.trained[i] for i in self.chosen]
         self.weights = PerturbedWeights(weights, settings, _layers(weights, modules))
         self.called = list(modules)
-        self.written: Optional[List[Tensor]] = None
+        self.written: List[Tensor] = []
+        self.num_steps = 0
         self.current: Optional[Pass] = None
 
     def backward(

@@ -205,9 +205,9 @@ class SentenceProbes:
             weights: at w.
             dtype: the format that losses are computed in.
         """
-        norm = torch.linalg.vector_norm(foreach.norms(weights.weights))
+        norm = torch.linalg.vector_norm(foreach.norms(weights.trained()))
         length = probe_length(self._settings, norm, dtype)
-        direction = random_direction(weights.weights)
+        direction = random_direction(weights.trained())
         torch._foreach_mul_(direction, [length.to(part) for part in direction])
         self._ratio = self._settings.rho / length
         for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):

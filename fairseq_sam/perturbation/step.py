@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, ContextManager, NamedTuple, Optional, Union
+import contextlib
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    ContextManager,
+    Iterator,
+    NamedTuple,
+    Optional,
+    Union,
+)
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.foreach import Gradients
-from fairseq_sam.perturbation.replay import Replay, autocast_off, weights_that_hooks_write
+from fairseq_sam.perturbation.replay import Replay, autocast_off
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
 if TYPE_CHECKING:
@@ -119,15 +130,14 @@ class RepeatedStep:
         self._clean: Optional[ForwardPass] = None
         self._risk: Gradients = []
         self._share = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
-        written = [*weights_that_hooks_write(loss.called), *(loss.written or [])]
-        self.replay = Replay(loss.called, loss.trained, written)
+        self.replay = Replay(loss.called, loss.trained, loss.written)
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 
     def finish(self) -> None:
         """Puts back what a pass may change, and the gradients of before where a pass failed."""
-        self.replay.finish()
         if self._accumulated is not None:
             foreach.put_gradients(self._loss.trained, self._accumulated)
+        self.replay.finish()
 
     def probe(
         self, step: Callable[[Pass], ForwardPass], no_sync: Callable[[], ContextManager[Any]]
@@ -143,11 +153,9 @@ class RepeatedStep:
     ) -> None:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
         this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
-        if self._loss.written is None:  # the first step of all
-            output = self._first_pass(step, this, no_sync)
-        else:
-            with self.replay.one_pass(), no_sync():
-                output = self._run(step, this)
+        watch = contextlib.nullcontext() if self._clean else self._watching_for_writes()
+        with watch, self.replay.one_pass(), no_sync():
+            output = self._run(step, this)
         self._clean = self._clean or _detached(output)
         gradients = foreach.take_gradients(self._loss.trained)
         if not this.num_backward and any(gradient is not None for gradient in gradients):
@@ -161,24 +169,39 @@ class RepeatedStep:
             compute_dtype=self._compute_dtype,
         )
 
-    def _first_pass(
-        self,
-        step: Callable[[Pass], ForwardPass],
-        this: Pass,
-        no_sync: Callable[[], ContextManager[Any]],
-    ) -> ForwardPass:
-        """Runs the first pass of all, and finds the weights that a pass writes into."""
+    @contextlib.contextmanager
+    def _watching_for_writes(self) -> Iterator[None]:
+        """Context of the first pass, which finds the weights that a pass writes into.
+
+        They are known by their version or place. What was written past both, through ``.data``, is
+        seen by its value, in the 1st, 2nd, 4th, 8th … step, as looking waits for the GPU.
+        """
+        loss = self._loss
+        loss.num_steps += 1
         self._weights.take_snapshot()
-        weights, before = self._weights.with_snapshot()
+        noted = dict(
+            zip(map(id, self._weights.with_snapshot()[0]), self._weights.with_snapshot()[1])
+        )
+        watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
+        if loss.num_steps == 1:  # of those that are frozen or left out too
+            noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
+        marks = [(w._version, w.data_ptr()) for w in watched]
         try:
-            with self.replay.one_pass(), no_sync():
-                output = self._run(step, this)
-            self._loss.written = self.replay.has_written(weights, before)
+            yield
         except BaseException:
             with torch.no_grad():
-                foreach.copy_(weights, before)
+                foreach.copy_(*self._weights.with_snapshot())
             raise
-        return output
+        looks = loss.num_steps & (loss.num_steps - 1) == 0
+        written = [
+            weight
+            for weight, mark in zip(watched, marks)
+            if (weight._version, weight.data_ptr()) != mark
+            or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
+        ]
+        loss.written += written
+        back = [weight for weight in written if id(weight) in noted]
+        self.replay.unwrite(back, [noted[id(weight)] for weight in back])
 
     def train(self, step: Callable[[Pass], ForwardPass]) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
@@ -262,6 +285,10 @@ class RepeatedStep:
             # A batch without targets has sample size 0 and no gradient either.
             divisor = divisor * (size.clamp(min=1) if torch.is_tensor(size) else max(size, 1))
         return divisor
+
+
+def _differ(weight: Tensor, value: Tensor) -> bool:
+    return not weight.is_meta and not torch.equal(weight, value)
 
 
 def _detached(output: ForwardPass) -> ForwardPass:

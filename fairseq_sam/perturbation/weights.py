@@ -6,7 +6,7 @@ one of its two neighbours with probabilities that make the mean exact.
 """
 
 import contextlib
-from typing import Iterator, List, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,8 @@ class PerturbedWeights:
         self.realised: Tensor
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
         self._layers = layers
-        self._snapshot: List[Tensor] = []
+        self._snapshot: Dict[int, Tensor] = {}
+        self._noted: List[int] = []
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
         self._layer_numbers: Optional[Tensor] = None
@@ -67,7 +68,6 @@ class PerturbedWeights:
         self._steps_taken = 0
         self.begin()
 
-    @torch.no_grad()
     def begin(self) -> None:
         """Begins a step: the weights are put back if need be, and what was said of them goes."""
         self.restore()
@@ -102,10 +102,12 @@ class PerturbedWeights:
         """
         first = not self.perturbed
         if first:
-            self.begin()
-            self.take_snapshot()
-            self.perturbed = True
+            if not self._noted:
+                self.begin()
+                self.take_snapshot()
             self._choose_moving(gradients)
+            self._note([i for i in self._moving if i not in set(self._noted)])  # thawed since
+            self.perturbed = True
         if not self._moving:
             return
         self.has_moved = True
@@ -133,43 +135,59 @@ class PerturbedWeights:
 
     @torch.no_grad()
     def displace(self, displacement: Sequence[Tensor], factor: float) -> None:
-        """Moves the weights, wherever they are, to w + factor * displacement.
+        """Moves the trained weights, wherever they are, to w + factor * displacement.
 
         Half-precision weights are rounded to nearest: a displacement is meant to be long enough.
 
         Args:
-            displacement: one per weight, shaped like it, float32 at least.
+            displacement: one for each of :meth:`trained`, shaped like it, float32 at least.
             factor: a number.
         """
         self.restore()
         self.take_snapshot()
         self.perturbed = True
+        weights = self.trained()
         if self.low_precision:
-            for weight, part in zip(self.weights, displacement):
+            for weight, part in zip(weights, displacement):
                 weight.copy_(weight.float().add_(part, alpha=factor))
         else:
-            torch._foreach_add_(self.weights, list(displacement), alpha=factor)
+            torch._foreach_add_(weights, list(displacement), alpha=factor)
         torch.clear_autocast_cache()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Puts the weights back, bit for bit; does nothing where they are in place."""
         if self.perturbed:
-            foreach.copy_(self.weights, self._snapshot)
+            foreach.copy_(*self.with_snapshot())
             self.perturbed = False
             self._exact = []
             torch.clear_autocast_cache()
+        self._noted = []
+
+    def trained(self) -> List[Tensor]:
+        """Returns those that are not frozen now; all, where none requires a gradient."""
+        return [self.weights[i] for i in self._trained_indices()]
+
+    def _trained_indices(self) -> List[int]:
+        indices = [i for i, weight in enumerate(self.weights) if weight.requires_grad]
+        return indices or list(range(len(self.weights)))
 
     @torch.no_grad()
     def take_snapshot(self) -> None:
-        """Notes the weights as w."""
-        if not self._snapshot:
-            self._snapshot = [torch.empty_like(weight) for weight in self.weights]
-        foreach.copy_(self._snapshot, self.weights)
+        """Notes the weights as w; of frozen ones there is no copy, as they do not move."""
+        self._noted = []
+        self._note(self._trained_indices())
+
+    def _note(self, indices: List[int]) -> None:
+        for i in indices:
+            if i not in self._snapshot:
+                self._snapshot[i] = torch.empty_like(self.weights[i])
+        foreach.copy_([self._snapshot[i] for i in indices], [self.weights[i] for i in indices])
+        self._noted += indices
 
     def with_snapshot(self) -> Tuple[List[Tensor], List[Tensor]]:
-        """Returns the weights, and what they were when the snapshot was taken."""
-        return self.weights, self._snapshot
+        """Returns the weights that were noted, and what they were then."""
+        return [self.weights[i] for i in self._noted], [self._snapshot[i] for i in self._noted]
 
     @contextlib.contextmanager
     def at_w(self) -> Iterator[None]:
@@ -177,20 +195,21 @@ class PerturbedWeights:
         if not self.perturbed:
             yield
             return
-        elsewhere = [weight.detach().clone() for weight in self.weights]
+        weights, values = self.with_snapshot()
+        elsewhere = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
-            foreach.copy_(self.weights, self._snapshot)
+            foreach.copy_(weights, values)
         torch.clear_autocast_cache()
         try:
             yield
         finally:
             with torch.no_grad():
-                foreach.copy_(self.weights, elsewhere)
+                foreach.copy_(weights, elsewhere)
             torch.clear_autocast_cache()
 
     def origins(self) -> List[Tuple[Tensor, Tensor]]:
         """Returns each weight with its value at w, which is not to be changed; none at w itself."""
-        return list(zip(self.weights, self._snapshot)) if self.perturbed else []
+        return list(zip(*self.with_snapshot())) if self.perturbed else []
 
     def _choose_moving(self, gradients: Sequence[Optional[Tensor]]) -> None:
         """Weights without a gradient (unused, frozen) take no part and do not count in n."""

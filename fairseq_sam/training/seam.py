@@ -23,6 +23,7 @@ from typing import Any, Dict, Iterator, List, NoReturn, Optional
 import torch
 from fairseq import criterions
 from fairseq.data import data_utils
+from fairseq.modules.base_layer import BaseLayer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -88,6 +89,8 @@ class Seam:
 
     def train(self, step: TrainStep, sample: Any) -> StepOutput:
         """Stands in for ``task.train_step``."""
+        if self.is_perturbing:  # a step within a step, of a task that takes its batch apart
+            return step.train_step(sample, *step[1:6], **step.kwargs)
         carrier: Any = carrier_of(step.optimizer)
         carrier.has_trained = True
         config: SharpnessAwareConfig = carrier.sharpness_aware
@@ -105,8 +108,6 @@ class Seam:
                 self._perturb(step, part, sharpness_aware, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
             ]
-        if config.exclude and not sharpness_aware.weights.has_moved:
-            _refuse_nothing_moved(sharpness_aware, config.exclude)
         loss = sum(outcome.clean.loss for outcome in outcomes)
         sample_size = sum(outcome.clean.sample_size for outcome in outcomes)
         return loss, sample_size, metrics.describe_on(outcomes)
@@ -160,6 +161,8 @@ class Seam:
         key = (config, [id(weight) for _, weight in named])
         if self._loss is None or key != self._key:
             _refuse_criterion(unwrap(step.criterion), config)
+            if config.perturbation.per_instance:
+                _refuse_collectives(unwrap(step.model))
             self._loss = None  # its snapshot goes before there is another
             self._loss = SharpnessAwareLoss(
                 trained=[weight for _, weight in named],
@@ -225,6 +228,19 @@ def _refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> Non
         )
 
 
+def _refuse_collectives(model: nn.Module) -> None:
+    """Refuses a model whose workers wait for each other in forward, once for each sentence.
+
+    They would wait for ever: their mini-batches have different numbers of sentences.
+    """
+    waiting = [m for m in model.modules() if isinstance(m, (nn.SyncBatchNorm, BaseLayer))]
+    if waiting and torch.distributed.is_available() and torch.distributed.is_initialized():
+        _stop(
+            f"argument --optimizer: the workers of a model with {type(waiting[0]).__name__} must "
+            "have equally many passes: it cannot be perturbed sentence by sentence on several"
+        )
+
+
 def _refuse_checkpointing(model: nn.Module) -> None:
     """Refuses a model of which a part is to be called without the perturbation.
 
@@ -239,14 +255,6 @@ def _refuse_checkpointing(model: nn.Module) -> None:
                 "error: argument --checkpoint-activations: it does not go with --mirror-perturb "
                 "one, where one view is computed without the perturbation"
             )
-
-
-def _refuse_nothing_moved(sharpness_aware: SharpnessAwareLoss, exclude: str) -> None:
-    if any(weight.grad is not None for weight in sharpness_aware.trained):
-        _stop(
-            f"argument --sam-exclude: {exclude} leaves no weight that has a gradient: it must "
-            "leave at least one to perturb"
-        )
 
 
 def _share_numpy() -> None:

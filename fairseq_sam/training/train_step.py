@@ -91,7 +91,9 @@ class Translations:
 
     def __init__(self, task: Any, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
-        self._generators = list(getattr(task, "sequence_generators", {}).values())
+        held = getattr(task, "sequence_generators", None)
+        generators = held.values() if isinstance(held, dict) else []
+        self._generators = list({id(each): each for each in generators}.values())
         self._generated: List[Tuple[Any, RandomState]] = []
 
     @contextlib.contextmanager
@@ -112,13 +114,11 @@ class Translations:
 
             return remembered
 
-        for generator in self._generators:
-            generator.generate = remembering(generator.generate)
-        try:
-            yield
-        finally:
+        with contextlib.ExitStack() as stack:
             for generator in self._generators:
-                del generator.generate
+                remembered = remembering(generator.generate)
+                stack.enter_context(replaced(generator, "generate", remembered))
+            yield
 
 
 def refuse_to_go_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -36,18 +36,18 @@ def test_weights_that_rest_in_the_first_step_are_no_reason_to_stop():
 
 
 def test_what_another_thread_notes_on_the_task_stays():
-    """A loader's thread, which runs at any time of a step."""
+    """A loader's thread, which runs at any time of a step (plain values are the passes')."""
     task, model, criterion = Task(), Model(), Criterion()
     seam.connect(task)
     forward, number = criterion.forward, [0]
 
     def loading(*args, **kwargs):
         number[0] += 1
-        thread = threading.Thread(target=setattr, args=(task, "loaded", number[0]))
+        thread = threading.Thread(target=setattr, args=(task, "loaded", [number[0]]))
         thread.start()
         thread.join()
         return forward(*args, **kwargs)
 
     criterion.forward = loading
     task.train_step(1.0, model, criterion, optimizer(), 0)
-    assert task.loaded == number[0] == 2
+    assert task.loaded == [number[0]] == [2]

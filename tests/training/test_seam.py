@@ -25,12 +25,16 @@ class Model(nn.Module):
         self.frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
 
 
+class Notes(list):
+    """A list that is no part of the state that the passes of a step share."""
+
+
 class Criterion(nn.Module):
     """Half the squared norm: its gradient is the weight itself."""
 
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.seen = Notes()
 
     def forward(self, model, sample, reduce=True):
         self.seen.append(model.weight.detach().clone())

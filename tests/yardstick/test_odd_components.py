@@ -1,6 +1,6 @@
 """State in less usual places: a radius of nothing is Adam, or the run is refused with one line."""
 
-from typing import List
+from typing import Any, List
 
 import pytest
 
@@ -55,10 +55,30 @@ CASES: List[Case] = [
     ),
 ]
 
+NOT_SEEN = {
+    "model_iterator": "an iterator cannot be rewound",
+    "model_plain_object": "what lies in an object of a module's own",
+    "model_slots": "what lies in slots",
+    "model_scripted": "attributes of a compiled module",
+    "model_writes_later": "a write past autograd that begins late is seen in the 4th, 8th, … step",
+    "task_own_optimizer": "a task that trains a module of its own trains it in each pass",
+}
+"""What the README says that replaying does not cover."""
+
 EXCLUDED = {"excluded_weight_written": "--sam-exclude layer.weight"}
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def with_what_is_not_seen(cases: List[Case]) -> List[Any]:
+    marks = {
+        name: pytest.mark.xfail(strict=True, reason=reason) for name, reason in NOT_SEEN.items()
+    }
+    return [
+        pytest.param(case, id=case.name, marks=[marks[case.name]] if case.name in marks else [])
+        for case in cases
+    ]
+
+
+@pytest.mark.parametrize("case", with_what_is_not_seen(CASES))
 def test_a_radius_of_nothing_is_adam(case: Case, adam_and_data):
     _, data = adam_and_data(case)
     adam = train(case, data, "--optimizer adam", epochs=3)
