@@ -1,5 +1,7 @@
 """Tasks that call their criterion more than once in a training step."""
 
+import gc
+
 import pytest
 import torch
 
@@ -45,6 +47,43 @@ def test_multilingual_translation(fairseq_train, several_pairs, method, flags):
     assert run.differs_from(adam)
     off = fairseq_train(f"--optimizer {method} --sam-rho 0 --max-update 3", flags, task=task)
     off.assert_same_training(adam)
+
+
+def copies_of(weights):
+    """Returns how many numbers all live copies of these weights hold."""
+    own = {weight.data_ptr(): weight for weight in weights}
+    distinct = {}
+    for each in gc.get_objects():
+        if type(each) is not torch.Tensor or each.data_ptr() in own:
+            continue
+        if any(each.shape == weight.shape and torch.equal(each, weight) for weight in own.values()):
+            distinct[each.data_ptr()] = each.numel()
+    return sum(distinct.values())
+
+
+@pytest.mark.parametrize("shared", ["", "--share-encoders --share-decoders"])
+def test_one_snapshot_per_weight_whatever_the_pairs_share(
+    fairseq_train, several_pairs, monkeypatch, shared
+):
+    """Before the optimizer's step the snapshot is what the weights are."""
+    from fairseq.tasks.fairseq_task import FairseqTask
+
+    found = []
+
+    def optimizer_step(self, optimizer, model, update_num):
+        weights = [w.detach() for w in model.parameters() if w.dim() > 1]  # drawn at random
+        found.append(copies_of(weights) / sum(w.numel() for w in weights))
+        optimizer.step()
+
+    monkeypatch.setattr(FairseqTask, "optimizer_step", optimizer_step)
+    task = (
+        several_pairs,
+        "--task multilingual_translation --lang-pairs de-en,en-de,de-fr,fr-de "
+        f"--arch multilingual_transformer {SMALL.format('encoder')} {SMALL.format('decoder')} "
+        f"{shared} --batch-size 6",
+    )
+    fairseq_train("--optimizer sam --sam-rho 0.05 --base-optimizer sgd --max-update 3", task=task)
+    assert found == [1.0] * 3
 
 
 class SumOfLosses:

@@ -6,59 +6,27 @@ import sys
 import pytest
 import torch
 
-from tests.fairseq_runs import TRAINING, TRANSLATION, USER_DIR, Run, parse_log, split, trained
+from tests.end_to_end.worker_pair import FLAGS, WorkerPair
+from tests.fairseq_runs import TRAINING, TRANSLATION, USER_DIR, split
 
-SAVE_OWN_WEIGHTS = """
-import sys, torch
-from fairseq.trainer import Trainer
-from fairseq_cli import train
-target, trainers, init = sys.argv.pop(1), [], Trainer.__init__
-def noting_init(self, *args, **kwargs):
-    init(self, *args, **kwargs)
-    trainers.append(self)
-Trainer.__init__ = noting_init
-train.cli_main()
-torch.save(trainers[0].get_model().state_dict(), target)
-"""
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    pair = WorkerPair(tmp_path_factory.mktemp("workers"))
+    yield pair
+    pair.stop()
 
 
 @pytest.fixture
-def two_workers(corpus, tmp_path):
+def two_workers(corpus, pair, tmp_path):
     """``two_workers(flags…)``: a run of two gloo processes, and the weights of each."""
     numbers = iter(range(100))
 
     def train(*flags):
+        common = split(corpus, TRANSLATION, TRAINING, FLAGS, "--disable-validation", *flags)
         folder = tmp_path / f"workers{next(numbers)}"
-        folder.mkdir()
-        common = split(
-            *(corpus, TRANSLATION, TRAINING, "--disable-validation --user-dir", USER_DIR),
-            *("--save-dir", folder / "run", "--distributed-init-method"),
-            f"file://{folder}/rendezvous",
-            "--distributed-world-size 2 --distributed-no-spawn --distributed-backend gloo "
-            "--ddp-backend legacy_ddp",
-            *flags,
-        )
-        workers = [
-            subprocess.Popen(
-                [
-                    *(sys.executable, "-c", SAVE_OWN_WEIGHTS, str(folder / f"weights{rank}.pt")),
-                    *(*common, "--distributed-rank", str(rank)),
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(2)
-        ]
-        outputs = []
-        try:
-            outputs = [worker.communicate(timeout=240)[0] for worker in workers]
-        finally:
-            for worker in workers:
-                worker.kill()
-        assert [worker.returncode for worker in workers] == [0, 0], "\n".join(outputs)
-        run = parse_log(Run(folder / "run"), outputs[0].splitlines())
-        return run, [trained(torch.load(folder / f"weights{rank}.pt")) for rank in range(2)]
+        result = pair.train(*common, "--user-dir", USER_DIR, save_dir=folder)
+        return result.run, result.weights
 
     return train
 
@@ -107,13 +75,21 @@ def test_two_workers_are_two_micro_batches(two_workers, fairseq_train, method):
 
 @pytest.mark.parametrize(
     "flags",
-    ["--optimizer ga_sam", pytest.param("--optimizer sam --update-freq 2", marks=pytest.mark.slow)],
+    [
+        "--optimizer ga_sam --sam-steps 2",
+        pytest.param(
+            "--optimizer delta_sam --criterion per_sentence_cross_entropy", marks=pytest.mark.slow
+        ),
+        pytest.param("--optimizer ga_sam --sam-steps 2 --update-freq 2", marks=pytest.mark.slow),
+        pytest.param("--optimizer sam --update-freq 2", marks=pytest.mark.slow),
+    ],
 )
-def test_two_workers_resume_in_the_middle_of_an_epoch(two_workers, flags):
+def test_two_workers_resume_in_the_middle_of_an_epoch(two_workers, pair, flags):
     """Three updates an epoch, or two: the fifth ends none."""
     flags = f"{flags} --max-update 8 --save-interval-updates 5"
     whole, weights = two_workers(flags)
     (saved,) = whole.save_dir.glob("checkpoint_*_5.pt")
+    pair.stop()  # new processes
     resumed, resumed_weights = two_workers(flags, "--restore-file", saved)
     assert "Loaded checkpoint" in resumed.output
     assert len(resumed.values("loss")) == 3
