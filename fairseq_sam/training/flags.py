@@ -5,14 +5,14 @@ that make no sense are refused while the command line is parsed, before any data
 """
 
 import logging
-import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from fairseq.criterions import CRITERION_REGISTRY
 
+from fairseq_sam.commands.number_types import at_least_zero, num_steps, positive, whole_number
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
@@ -60,7 +60,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group(f"Sharpness-aware minimisation ({method})")
     add = group.add_argument
     # fmt: off
-    add("--sam-rho", type=_radius, metavar="R",
+    add("--sam-rho", type=at_least_zero, metavar="R",
         help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM); 0 is the base "
              f"optimizer alone (default: {preset.rho:g})")
     add("--sam-norm", choices=NORMS, help=f"norm of the constraint (default: {preset.norm})")
@@ -72,32 +72,32 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--sam-risk", choices=RISKS,
         help="perturbed: minimise L(w + a_K), single-step; mean: minimise the mean of "
              f"L(w + a_k), k = 0..K, multi-step (default: {preset.risk})")
-    add("--sam-steps", type=_at_least(1), metavar="K",
+    add("--sam-steps", type=num_steps, metavar="K",
         help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
              f"(default: {preset.num_steps})")
-    add("--sam-start-epoch", type=_at_least(1), default=1, metavar="N",
+    add("--sam-start-epoch", type=whole_number(1), default=1, metavar="N",
         help="first epoch that is perturbed; earlier ones are the base optimizer's, bit for bit")
-    add("--sam-start-update", type=_at_least(0), default=0, metavar="N",
+    add("--sam-start-update", type=whole_number(0), default=0, metavar="N",
         help="first update that is perturbed")
-    add("--sam-interval", type=_at_least(1), default=1, metavar="N",
+    add("--sam-interval", type=whole_number(1), default=1, metavar="N",
         help="perturb every N-th update only")
     add("--sam-loss-reduction", choices=LOSS_REDUCTIONS,
         help="the loss whose gradient the scales see: the mean, or the sum over the batch as in "
              f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
     add("--sam-exclude", type=_pattern, metavar="REGEX",
         help="leave parameters unperturbed whose names this regular expression is found in")
-    add("--sam-log-gradients", type=_at_least(1), metavar="N",
+    add("--sam-log-gradients", type=whole_number(1), metavar="N",
         help="log the norm of each layer's gradient every N-th update, as gnorm_LAYER; with "
              "--sam-rho 0 too (default: never)")
     add("--delta-sam-variant", choices=WEIGHTINGS[1:],
         help="weigh the sentences in the ascent direction as the published paper or as its draft "
              "does; needs a per_sentence_... criterion and combines with every other part "
              f"(default: {'none' if preset.weighting == 'uniform' else preset.weighting})")
-    add("--delta-sam-eta", type=_above_zero, default=preset.eta, metavar="E",
+    add("--delta-sam-eta", type=positive, default=preset.eta, metavar="E",
         help="η of the published weights: least first difference of a sentence's loss, in nats")
-    add("--delta-sam-beta", type=_radius, default=preset.beta, metavar="B",
+    add("--delta-sam-beta", type=at_least_zero, default=preset.beta, metavar="B",
         help="β of the draft's weights: how far they lie from uniform ones")
-    add("--delta-sam-probe-radius", type=_above_zero, metavar="H",
+    add("--delta-sam-probe-radius", type=positive, metavar="H",
         help="length of the random displacement at which the weights are measured; differences "
              "are scaled back to --sam-rho, whose own value is the paper to the letter (default: "
              "as long as the floating-point format needs, docs/results/delta_weights.md)")
@@ -194,41 +194,6 @@ def _flag_named(message: str) -> str:
     flags.update({part: f"delta-sam-{part}" for part in ("eta", "beta", "probe_radius")})
     flag = flags.get(name, f"sam-{name}").replace("_", "-")
     return f"--{flag}: {value} is not allowed: {reason}"
-
-
-def _radius(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number, 0 or more")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise ArgumentTypeError(f"{text} is not allowed: it must be a finite number above 0")
-    return value
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            raise ArgumentTypeError(
-                f"{text} is not allowed: it must be a whole number, {least} or more"
-            )
-        return value
-
-    return whole_number
 
 
 def _pattern(text: str) -> str:
