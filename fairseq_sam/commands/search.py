@@ -88,7 +88,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
     add("--stop-margin", type=at_least_zero, default=0.1, metavar="SHARE",
-        help="give up a run that is worse than the run without perturbation was after as many "
+        help="stop a run early that is worse than the run without perturbation was after as many "
              "updates, by more than this share (default: %(default)s)…")
     add("--stop-after", type=count, default=3, metavar="N",
         help="…at N validations in a row (default: %(default)s); one that is not a number is "
