@@ -23,12 +23,7 @@ SENTENCES = ["a man play ##s the guitar .", "the guitar", "a man", "un ##known",
 def made(tmp_path_factory: pytest.TempPathFactory) -> MadeEncoder:
     made = write_encoder(tmp_path_factory.mktemp("made") / "source")
     (made.folder / "tokenizer.json").write_text("{}")
-    assert (
-        main(
-            ["convert", str(made.folder), "--output", str(made.folder.parent / "out" / "model.pt")]
-        )
-        == 0
-    )
+    assert main(["convert", str(made.folder), f"--output={made.folder.parent}/out/model.pt"]) == 0
     (made.folder.parent / "out" / "tokenizer.json").unlink()
     return made
 

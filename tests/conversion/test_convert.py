@@ -34,9 +34,7 @@ def convert(tmp_path: Path) -> Convert:
     def run(**settings: Any) -> Tuple[MadeEncoder, TrainedModel]:
         made = write_encoder(tmp_path / "source", **settings)
         needs_tokenizer(made.folder)
-        assert (
-            main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")]) == 0
-        )
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         return made, load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
 
     return run
@@ -122,9 +120,7 @@ class TestHiddenStates:
         (made.folder / "pytorch_model.bin").unlink()
         library.save_file(made.weights, str(made.folder / "model.safetensors"))
         needs_tokenizer(made.folder)
-        assert (
-            main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")]) == 0
-        )
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
         assert_same_states(made, trained, SENTENCES)
 
@@ -146,9 +142,7 @@ class TestHiddenStates:
         graph = onnx.helper.make_graph(nodes, "made", [], [], initializer=stored)
         onnx.save(onnx.helper.make_model(graph), str(made.folder / "model.onnx"))
         needs_tokenizer(made.folder)
-        assert (
-            main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")]) == 0
-        )
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
         assert_same_states(made, trained, SENTENCES)
 
@@ -256,10 +250,7 @@ class TestErrors:
     @pytest.fixture
     def one_line(self, made: MadeEncoder, tmp_path: Path, capsys: Any) -> Callable[[], str]:
         def run() -> str:
-            assert (
-                main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")])
-                == 1
-            )
+            assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 1
             error = str(capsys.readouterr().err)
             assert error.count("\n") == 1
             assert not (tmp_path / "out" / "model.pt").exists()
@@ -375,18 +366,14 @@ class TestTokenizer:
     def test_case_is_kept_where_the_source_keeps_it(self, tmp_path: Path) -> None:
         made = write_encoder(tmp_path / "source")
         (made.folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-        assert (
-            main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")]) == 0
-        )
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         assert self.pieces(tmp_path / "out", "A man\n")[0] == "[UNK] man"
 
     def test_byte_level(self, tmp_path: Path) -> None:
         pieces = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "Ġa", "<mask>"]
         made = write_encoder(tmp_path / "source", pieces=pieces, **ROBERTA)
         (made.folder / "merges.txt").write_text("#version: 0.2\nĠ a\n", encoding="utf-8")
-        assert (
-            main(["convert", str(made.folder), "--output", str(tmp_path / "out" / "model.pt")]) == 0
-        )
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         assert self.pieces(tmp_path / "out", "ab a\n")[0] == "a b Ġa"
 
     def test_script_without_a_tokenizer(self, tmp_path: Path) -> None:

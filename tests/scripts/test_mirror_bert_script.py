@@ -155,15 +155,7 @@ def test_small(tmp_path):
     pieces = list(dict.fromkeys([*BERT_PIECES, *letters]))
     write_encoder(tmp_path / "hugging", pieces, max_position_embeddings=512)
     assert (
-        main(
-            [
-                "convert",
-                str(tmp_path / "hugging"),
-                "--output",
-                str(tmp_path / "encoder" / "model.pt"),
-            ]
-        )
-        == 0
+        main(["convert", str(tmp_path / "hugging"), f"--output={tmp_path}/encoder/model.pt"]) == 0
     )
     data, sts = REAL_DATA / "mirror-bert", tmp_path / "sts"
     sts.mkdir()

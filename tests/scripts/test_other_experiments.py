@@ -326,15 +326,7 @@ def test_glue_small(tmp_path, task):
     pieces = list(dict.fromkeys([*BERT_PIECES, *letters]))
     write_encoder(tmp_path / "hugging", pieces, max_position_embeddings=64)
     assert (
-        main(
-            [
-                "convert",
-                str(tmp_path / "hugging"),
-                "--output",
-                str(tmp_path / "encoder" / "model.pt"),
-            ]
-        )
-        == 0
+        main(["convert", str(tmp_path / "hugging"), f"--output={tmp_path}/encoder/model.pt"]) == 0
     )
     out = tmp_path / "out"
     result = run(
