@@ -3,7 +3,7 @@ r"""Draws GA-SAM's hyper-parameters against the score, from the runs of scripts/
 
 Three panels: ascent steps K, and the radius under L∞ and under L2. What is drawn is the difference
 to the baseline's mean, so that models of different quality compare: means over seeds, and their
-standard deviations as bars. The scale is linear up to ±2 and logarithmic beyond.
+standard deviations as bars, the paper's too. The scale is linear up to ±2 and logarithmic beyond.
 
 Example:
     ablation_plot.py --runs ablation/textcnn/runs --metric Accuracy --paper textcnn_imdb_ablation \
@@ -17,16 +17,18 @@ import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, NamedTuple, Tuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairseq_sam.reporting.deviation import sample_deviation
-from fairseq_sam.reporting.print_style import figure_file, line_style
+from fairseq_sam.reporting.print_style import figure_file, line_style, tick_values
 from fairseq_sam.reporting.published import PUBLISHED
 from fairseq_sam.reporting.scores import read_scores
 
 Point = Tuple[float, float, float]
+LINEAR = 2
+"""The scale is linear up to here."""
 PANELS = (
     ("ascent steps K", r"ga_sam_k(\d)$", "linear"),
     ("radius under L∞", r"ga_sam@(.+)$", "log"),
@@ -34,66 +36,84 @@ PANELS = (
 )
 
 
-def measured(runs: Path, metric: str) -> Dict[str, List[float]]:
-    """Returns the scores of each method, one a seed."""
+class Spread(NamedTuple):
+    """A mean over seeds, and the standard deviation."""
+
+    mean: float
+    deviation: float
+
+
+def measured(runs: Path, metric: str) -> Dict[str, Spread]:
+    """Returns the mean score of each method over its seeds."""
     found: Dict[str, List[float]] = {}
     for directory in sorted(runs.glob("*/seed*")):
         scores = read_scores(directory)
         if metric in scores:
             found.setdefault(directory.parent.name, []).append(scores[metric].value)
-    return found
+    return {
+        name: Spread(statistics.fmean(values), sample_deviation(values))
+        for name, values in found.items()
+    }
 
 
-def points(scores: Dict[str, List[float]], pattern: str) -> List[Point]:
+def points(scores: Dict[str, Spread], pattern: str) -> List[Point]:
     """Returns value, mean and standard deviation of the methods whose names a pattern fits."""
     chosen = []
-    for name, values in scores.items():
+    for name, spread in scores.items():
         match = re.match(pattern, name)
         if match:
-            deviation = sample_deviation(values)
-            chosen.append((float(match.group(1)), statistics.fmean(values), deviation))
+            chosen.append((float(match.group(1)), *spread))
     return sorted(chosen)
 
 
-def published(paper: str, metric: str) -> Dict[str, List[float]]:
-    """Returns a paper's means as scores."""
-    values = PUBLISHED[paper].metrics[metric]
-    return {name: [float(text.split(" ± ")[0])] for name, text in values.items()}
+def published(paper: str, metric: str) -> Dict[str, Spread]:
+    """Returns a paper's means and standard deviations."""
+    found = {}
+    for name, text in PUBLISHED[paper].metrics[metric].items():
+        mean, _, deviation = text.partition(" ± ")
+        found[name] = Spread(float(mean), float(deviation or 0))
+    return found
 
 
-def with_default(scores: Dict[str, List[float]], radius: str) -> Dict[str, List[float]]:
+def with_default(scores: Dict[str, Spread], radius: str) -> Dict[str, Spread]:
     """GA-SAM itself is K = 1 and one of the radii."""
-    named = {"ga_sam_k1": scores.get("ga_sam", []), f"ga_sam@{radius}": scores.get("ga_sam", [])}
-    return {**scores, **{name: values for name, values in named.items() if values}}
+    if "ga_sam" not in scores:
+        return scores
+    return {**scores, "ga_sam_k1": scores["ga_sam"], f"ga_sam@{radius}": scores["ga_sam"]}
 
 
-def short(number: float) -> str:
-    """Writes 8e-05 as 8e-5, 0.05 as it is: ticks are close together."""
-    if number >= 1e-3:
-        return f"{number:g}"
-    return f"{number:.1e}".replace(".0e", "e").replace("e-0", "e-")
+def tick_differences(axis: Any) -> None:
+    """Numbers 1, 2 and 5 times powers of ten on both sides of 0; a narrow range evenly."""
+    low, high = axis.get_ylim()
+    if max(-low, high) <= LINEAR:
+        axis.set_yscale("linear")
+        return
+    sizes = [size * 10**power for power in range(4) for size in (1, 2, 5)]
+    places = [0, *sizes, *(-size for size in sizes)]
+    axis.set_yticks(sorted(place for place in places if low <= place <= high))
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def draw(
-    axis: Any, sources: Dict[str, Dict[str, List[float]]], title: str, pattern: str, scale: str
+    axis: Any, sources: Dict[str, Dict[str, Spread]], title: str, pattern: str, scale: str
 ) -> None:
     """Draws one panel: a line for each source that has a baseline."""
     ticks = set()
     for index, (label, scores) in enumerate(sources.items()):
         found = points(scores, pattern)
-        if found and scores.get("baseline"):
-            baseline = statistics.fmean(scores["baseline"])
+        if found and "baseline" in scores:
+            baseline = scores["baseline"].mean
             x, y, error = zip(*found)
             differences = [value - baseline for value in y]
             axis.errorbar(x, differences, yerr=error, label=label, capsize=2, **line_style(index))
             ticks.update(x)
     axis.axhline(0.0, color="black", linewidth=0.8)
     axis.set_xscale(scale)
-    axis.set_yscale("symlog", linthresh=2)
-    axis.set_xticks(sorted(ticks), map(short, sorted(ticks)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
+    axis.set_yscale("symlog", linthresh=LINEAR)
     axis.margins(y=0.15)
+    axis.autoscale_view()
+    tick_differences(axis)
+    tick_values(axis, ticks)
     axis.set_xlabel(title)
 
 
@@ -115,7 +135,7 @@ def main() -> int:
         for axis, panel in zip(axes, PANELS):
             draw(axis, sources, *panel)
             axis.set_ylabel(f"{args.metric}\nminus the baseline's")
-        axes[0].legend()
+        axes[0].legend(title="mean ± standard deviation over seeds", title_fontsize="small")
     return 0
 
 

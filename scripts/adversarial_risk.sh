@@ -131,7 +131,7 @@ train() { # METHOD SEED RUN_DIR
 }
 
 measure() { # RUN_DIR
-    "$PYTHON" -m fairseq_sam.commands risk "$1/checkpoint_last.pt" "$OUT/data/bin" \
+    "$PYTHON" -m fairseq_sam.commands risk "$OUT/data/bin" "$1/checkpoint_last.pt" \
         --rho "$RHO" --cpu --json "$1/risk.json"
 }
 

@@ -138,7 +138,7 @@ score_run() { # METHOD SEED
     local dir log evaluate
     dir="$(run_dir "$1" "$2")" log="$dir/score.log"
     needs "train.$1.seed$2" 4
-    evaluate=("$PYTHON" -m fairseq_sam.commands sts "$dir/checkpoints/checkpoint_last.pt" "$STS" --data "$BIN"
+    evaluate=("$PYTHON" -m fairseq_sam.commands sts "$STS" "$dir/checkpoints/checkpoint_last.pt" --data "$BIN"
         --tokenizer "$MODEL/tokenizer.json")
     if ((!GPUS)); then evaluate+=(--cpu); fi
     run "$log" "${evaluate[@]}" --json "$dir/sts.json"

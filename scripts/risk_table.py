@@ -25,6 +25,7 @@ def read_result(run: Path) -> Result:
     last = [line for line in lines if '"valid_accuracy"' in line][-1]
     accuracy = float(json.loads(last[last.index("{") :])["valid_accuracy"])
     risk = json.loads((run / "risk.json").read_text(encoding="utf-8"))
+    (risk,) = risk["checkpoints"]
     means = (risk[name]["mean"] for name in ("clean", "adversarial", "difference"))
     return Result(accuracy, *means)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import List
 
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import count
+from fairseq_sam.commands.plugins import load_fairseq
 
 _EPILOG = """\
 examples:
@@ -40,16 +42,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--last-epochs", type=_count, metavar="N", help="the last N checkpoint<epoch>.pt of DIR"
+        "--last-epochs", type=count, metavar="N", help="the last N checkpoint<epoch>.pt of DIR"
     )
     which.add_argument(
         "--last-updates",
-        type=_count,
+        type=count,
         metavar="N",
         help="the last N checkpoint_<epoch>_<update>.pt of DIR",
     )
     parser.add_argument(
-        "--upper-bound", type=_count, metavar="M", help="none after this epoch (or update)"
+        "--upper-bound", type=count, metavar="M", help="none after this epoch (or update)"
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="where to write")
     parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
@@ -65,6 +67,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Averages and writes."""
     _check_arguments(args)
+    if not args.output or os.path.isdir(args.output):
+        raise CommandError(f"--output {args.output!r}: is no file to write")
     if os.path.exists(args.output) and not args.force:
         raise CommandError(f"{args.output}: exists (--force overwrites it)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
@@ -72,11 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from fairseq_sam import host
+    load_fairseq()
     from fairseq_sam.averaging import average_checkpoints
     from fairseq_sam.checkpoint_files import CheckpointError, write_checkpoint
 
-    host.repair()
     try:
         paths = _input_paths(args)
         state = average_checkpoints(paths, dtype=getattr(torch, args.dtype), on_read=_show)
@@ -116,10 +119,3 @@ def _input_paths(args: argparse.Namespace) -> List[Path]:
 
 def _show(path: str) -> None:
     print(f"reading {path}", file=sys.stderr)
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value

@@ -5,31 +5,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Any,
     Dict,
-    Iterable,
     Iterator,
-    List,
     NamedTuple,
     Optional,
     Tuple,
 )
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count
-from fairseq_sam.commands.plotting import check_can_plot
+from fairseq_sam.commands.number_types import count, seed
+from fairseq_sam.commands.plotting import check_can_plot, plot_file
+from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.reporting.json_file import write_json
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.trained_model import TrainedModel
-
-PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +41,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-sentences", type=count, metavar="N", help="only N sentences, drawn at random"
     )
-    parser.add_argument("--seed", type=int, default=1, help="seed of draws (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="seed of draws (default: %(default)s)")
     parser.add_argument(
         "--skip-invalid-size-inputs-valid-test",
         dest="skip_too_long",
@@ -74,16 +70,8 @@ def add_output_arguments(parser: argparse.ArgumentParser, plot: bool = True) -> 
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     if plot:
         parser.add_argument(
-            "--out", type=_plot_file, metavar="FILE", help="write a plot here: .pdf, .png or .svg"
+            "--plot", type=plot_file, metavar="FILE", help="draw a picture here: .pdf, .png or .svg"
         )
-
-
-def _plot_file(text: str) -> Path:
-    if Path(text).suffix not in PLOT_SUFFIXES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: a plot's name ends in one of {', '.join(PLOT_SUFFIXES)}"
-        )
-    return Path(text)
 
 
 def check_output_arguments(args: argparse.Namespace) -> None:
@@ -92,11 +80,13 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     Raises:
         CommandError: naming the file.
     """
-    out = getattr(args, "out", None)
-    for path in (args.json, out):
+    picture = getattr(args, "plot", None)
+    for path in (args.json, picture, getattr(args, "output", None)):
         if path is not None and not path.absolute().parent.is_dir():
             raise CommandError(f"{path}: its directory does not exist")
-    check_can_plot(out)
+        if path is not None and path.is_dir():
+            raise CommandError(f"{path}: is a directory, not a file to write")
+    check_can_plot(picture)
 
 
 def write_figures(figures: Dict[str, Any], path: Path) -> None:
@@ -115,14 +105,11 @@ def load_plugins(user_dir: Optional[str]) -> None:
     """Imports fairseq with the plugin in it, and the user's own code.
 
     Raises:
-        CommandError: there is no such directory.
+        CommandError: there is no such directory, or this fairseq cannot be imported.
     """
-    import fairseq  # noqa: F401
+    load_fairseq()
     from fairseq.utils import import_user_module
 
-    import fairseq_sam
-
-    fairseq_sam.register()
     if user_dir is None:
         return
     if not os.path.isdir(user_dir):
@@ -231,13 +218,3 @@ def explaining(checkpoint: str, data: str) -> Iterator[None]:
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CommandError(f"{data}: does not fit {checkpoint} ({reason})") from error
-
-
-def progress(steps: Iterable[Any], total: int, unit: str) -> List[Any]:
-    """Goes through all steps with a progress bar on stderr, and returns them."""
-    from tqdm import tqdm
-
-    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
-    return list(
-        tqdm(steps, total=total, unit=unit, file=sys.stderr, delay=quiet, mininterval=quiet or 0.1)
-    )

@@ -7,22 +7,28 @@ import shlex
 from pathlib import Path
 
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
 
 _EPILOG = """\
 examples:
-  fairseq-sam convert all-MiniLM-L6-v2 minilm
+  fairseq-sam convert all-MiniLM-L6-v2 --output minilm/model.pt
   python scripts/data/wordpiece.py minilm < train.txt > train.pieces
   fairseq-preprocess --only-source --srcdict minilm/dict.txt --trainpref train.pieces --destdir data
   fairseq-train data --user-dir $(fairseq-sam user-dir) $(cat minilm/flags.txt) \\
       --finetune-from-model minilm/model.pt ...
 
 SOURCE is a folder with config.json; model.safetensors, pytorch_model.bin or model.onnx; and
-vocab.txt (BERT) or vocab.json and merges.txt (RoBERTa). OUT_DIR gets model.pt, dict.txt,
-tokenizer.json and flags.txt, which holds the flags that build the model. A BERT needs this plugin's
---arch bert (segment embeddings, its own eps in layer normalisation); a RoBERTa is fairseq's own.
-The hidden states are those of the source.
+vocab.txt (BERT) or vocab.json and merges.txt (RoBERTa). Beside FILE, in a folder that is made if
+need be, come dict.txt, tokenizer.json, and flags.txt, which holds the flags that build the model.
+The scripts want FILE to be called model.pt. A BERT needs this plugin's --arch bert (segment
+embeddings, its own eps in layer normalisation); a RoBERTa is fairseq's own. The hidden states are
+those of the source.
 """
+
+
+_BESIDE = ("dict.txt", "tokenizer.json", "flags.txt")
+"""What is written beside the checkpoint."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -35,31 +41,45 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json")
-    parser.add_argument("out", type=Path, metavar="OUT_DIR", help="where to write")
-    parser.add_argument("--force", action="store_true", help="overwrite OUT_DIR/model.pt")
+    parser.add_argument(
+        "--output",
+        type=_checkpoint_file,
+        required=True,
+        metavar="FILE",
+        help="the checkpoint to write: FOLDER/model.pt; its dictionary and flags come beside it",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite FILE if it exists")
     parser.set_defaults(run=run)
+
+
+def _checkpoint_file(text: str) -> Path:
+    if Path(text).suffix != ".pt":
+        raise argparse.ArgumentTypeError(
+            f"{text} is not allowed: it must be a file ending in .pt, such as FOLDER/model.pt"
+        )
+    return Path(text)
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
-    target = args.out / "model.pt"
-    if target.exists() and not args.force:
-        raise CommandError(f"{target}: exists (--force overwrites it)")
-    import fairseq  # noqa: F401
-
-    import fairseq_sam
+    target = args.output
+    for path in (target, *(target.parent / name for name in _BESIDE)):
+        if path.exists() and not args.force:
+            raise CommandError(f"{path}: exists (--force overwrites it)")
+    load_fairseq()
     from fairseq_sam.checkpoint_files import CheckpointError
     from fairseq_sam.conversion.checkpoint import convert
     from fairseq_sam.conversion.errors import ConversionError
 
-    fairseq_sam.register()
     try:
         with only_warnings():
-            converted = convert(args.source, args.out)
+            converted = convert(args.source, target)
     except (ConversionError, CheckpointError) as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{args.out}: cannot write ({error.strerror})") from error
+        raise CommandError(
+            f"{error.filename or target}: cannot write ({error.strerror})"
+        ) from error
     print(f"{target}: {converted.num_words} words; {shlex.join(converted.flags)}")
     if converted.new_head:
         print("the source has no head of a language model: the checkpoint's is a random one")

@@ -15,12 +15,12 @@ from fairseq_sam.commands.checkpoint_data import (
     explaining,
     load_dataset_loss,
     load_plugins,
-    progress,
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.progress import progress
 from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of, logged_norms
 from fairseq_sam.reporting.runs import RunError, read_run
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _EPILOG = """\
 examples:
   fairseq-sam gradients data-bin checkpoints/checkpoint_best.pt
-  fairseq-sam gradients data-bin checkpoint1.pt checkpoint5.pt checkpoint20.pt --out norms.pdf
+  fairseq-sam gradients data-bin checkpoint1.pt checkpoint5.pt checkpoint20.pt --plot norms.pdf
   fairseq-sam gradients data-bin runs/adam/checkpoint_last.pt --run runs/adam --json norms.json
   fairseq-sam gradients --run runs/adam
 
@@ -99,14 +99,15 @@ def run(args: argparse.Namespace) -> int:
     results = []
     if args.checkpoints:
         load_plugins(args.user_dir)
-        results = [_measure(args, checkpoint) for checkpoint in args.checkpoints]
+        names = checkpoint_names(args.checkpoints)
+        results = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     for result in results:
         _print(args, result)
     if logged:
         _print_logged(args.run_directory, logged)
     if args.json is not None:
         write_figures(_figures(args, results, logged), args.json)
-    if args.out is not None:
+    if args.plot is not None:
         _plot(args, results, logged)
     return 0
 
@@ -124,13 +125,13 @@ def _logged_norms(directory: Optional[Path]) -> List[LoggedNorms]:
     return logged
 
 
-def _measure(args: argparse.Namespace, checkpoint: str) -> _Result:
+def _measure(args: argparse.Namespace, checkpoint: str, name: str) -> _Result:
     from fairseq_sam.analysis.gradient_norms import GradientNorms, by_layer
 
     _, dataset = load_dataset_loss(args, checkpoint)
     norms = GradientNorms(dataset)
     with explaining(checkpoint, args.data):
-        progress(norms.measure(), len(dataset.samples), "mini-batch")
+        progress(norms.measure(), len(dataset.samples), "mini-batch", name)
         tensors = norms.tensors()
     return _Result(checkpoint, tensors, by_layer(tensors))
 
@@ -229,5 +230,5 @@ def _plot(args: argparse.Namespace, results: List[_Result], logged: List[LoggedN
     }
     last = results[-1].tensors if results else []
     scales = [(t.name, t.unfloored["gradient-strength"], t.is_noise) for t in last]
-    with explaining_plots(args.out):
-        write_gradients_plot(norms, scales, logged, args.out)
+    with explaining_plots(args.plot):
+        write_gradients_plot(norms, scales, logged, args.plot)

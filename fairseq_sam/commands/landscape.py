@@ -13,14 +13,13 @@ from fairseq_sam.commands.checkpoint_data import (
     explaining,
     load_dataset_loss,
     load_plugins,
-    progress,
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.number_types import count, num_points, positive, radii, whole_number
 from fairseq_sam.commands.plotting import explaining_plots
-from fairseq_sam.commands.radii import radii
+from fairseq_sam.commands.progress import progress
 from fairseq_sam.reporting.landscape_table import landscape_tables
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  fairseq-sam landscape data-bin checkpoints/checkpoint_best.pt --out line.pdf
-  fairseq-sam landscape data-bin checkpoint_best.pt --dimensions 2 --max-sentences 200 --out 2d.pdf
+  fairseq-sam landscape data-bin checkpoints/checkpoint_best.pt --plot line.pdf
+  fairseq-sam landscape data-bin checkpoint_best.pt --dimensions 2 --max-sentences 200 --plot 2d.pdf
   fairseq-sam landscape data-bin adam/average.pt ga_sam/average.pt --points 41 --json between.json
   fairseq-sam landscape data-bin checkpoint_best.pt --dimensions 0 --m-sharpness 0.01,0.05 --m 16
 
@@ -47,35 +46,37 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds this subcommand's parser."""
     parser = subparsers.add_parser(
         "landscape",
-        help="map the loss around a checkpoint or between two, and its m-sharpness",
+        help="map the loss around a checkpoint or between two; m-sharpness",
         description="Evaluates the loss on a line or a plane through trained weights.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of fairseq-train")
     parser.add_argument(
-        "second", metavar="CHECKPOINT2", nargs="?", help="another one of the same model"
+        "checkpoints",
+        metavar="CHECKPOINT",
+        nargs="+",
+        help="one of fairseq-train, or two of the same model; any number with --dimensions 0",
     )
     _add_grid_arguments(parser)
     _add_sharpness_arguments(parser)
     add_data_arguments(parser)
     add_batch_arguments(parser)
     add_output_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, misuse=parser.error)
 
 
 def _add_grid_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dimensions",
-        type=int,
-        choices=(0, 1, 2),
+        type=whole_number(0, 2),
+        metavar="{0,1,2}",
         default=1,
         help="a line, a plane, or neither (default: %(default)s)",
     )
     parser.add_argument(
         "--points",
-        type=count,
+        type=num_points,
         metavar="N",
         help="points of each dimension, 2 at least (default: 21 of a line, 11 of a plane)",
     )
@@ -103,28 +104,30 @@ def _add_sharpness_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    if args.points == 1:
-        raise CommandError("--points 1: a line has 2 points at least")
     if args.dimensions == 0 and not args.m_sharpness:
         raise CommandError("--dimensions 0 leaves nothing to do without --m-sharpness")
+    if args.dimensions and len(args.checkpoints) > 2:
+        args.misuse(
+            f"a line or plane goes through 2 CHECKPOINTs at most, not {len(args.checkpoints)}"
+        )
     check_output_arguments(args)
     load_plugins(args.user_dir)
     figures = _measure(args)
     print(landscape_tables(figures), end="")
     if args.json is not None:
         write_figures(figures, args.json)
-    if args.out is not None:
+    if args.plot is not None:
         from fairseq_sam.reporting.landscape_plot import write_landscape_plot
 
-        with explaining_plots(args.out):
-            write_landscape_plot(figures, args.out)
+        with explaining_plots(args.plot):
+            write_landscape_plot(figures, args.plot)
     return 0
 
 
 def _measure(args: argparse.Namespace) -> Dict[str, Any]:
     from fairseq_sam.task_scores import loss_unit
 
-    paths = [path for path in (args.checkpoint, args.second) if path is not None]
+    paths = args.checkpoints
     loaded = [load_dataset_loss(args, path) for path in paths]
     trained, loss = loaded[0]
     figures: Dict[str, Any] = {
@@ -144,7 +147,7 @@ def _measure(args: argparse.Namespace) -> Dict[str, Any]:
     if args.m_sharpness:
         figures["m"] = args.m
         figures["m_sharpness"] = [
-            {"checkpoint": path, "name": name, **_sharpness(args, path, *each)}
+            {"checkpoint": path, "name": name, **_sharpness(args, path, name, *each)}
             for path, name, each in zip(paths, figures["names"], loaded)
         ]
     return figures
@@ -177,9 +180,9 @@ def _surface(
         directions.append(landscape.filter_normalised_direction(loss.weights, args.seed + number))
         axes.append(landscape.grid(-args.span, args.span, points))
         labels.append(f"filter-normalised direction {number + 1}")
-    with explaining(args.checkpoint, args.data):
+    with explaining(args.checkpoints[0], args.data):
         walk = landscape.surface(loss, directions, axes)
-        losses = progress(walk, points**args.dimensions, "point")
+        losses = progress(walk, points**args.dimensions, "point", "surface")
     return {"labels": labels, "axes": axes, "losses": _nested(losses, points, args.dimensions)}
 
 
@@ -192,7 +195,7 @@ def _nested(losses: List[float], points: int, dimensions: int) -> List[Any]:
 
 
 def _sharpness(
-    args: argparse.Namespace, path: str, trained: TrainedModel, loss: DatasetLoss
+    args: argparse.Namespace, path: str, name: str, trained: TrainedModel, loss: DatasetLoss
 ) -> Dict[str, Any]:
     from fairseq_sam.analysis.adversarial_risk import estimate
     from fairseq_sam.analysis.m_sharpness import batch_sharpness
@@ -201,7 +204,12 @@ def _sharpness(
     rows = []
     for radius in args.m_sharpness:
         with explaining(path, args.data):
-            found = progress(batch_sharpness(batches, radius), len(batches.samples), "mini-batch")
+            found = progress(
+                batch_sharpness(batches, radius),
+                len(batches.samples),
+                "mini-batch",
+                f"{name}, radius {radius:g}",
+            )
         mean, error = estimate(found)
         rows.append({"radius": radius, "mean": mean, "standard_error": error})
     return {"num_batches": len(batches.samples), "radii": rows}

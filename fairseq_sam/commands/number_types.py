@@ -1,13 +1,67 @@
-"""Types of command-line arguments: numbers within limits."""
+"""Types of command-line arguments: numbers within limits, and lists of them.
+
+Every flag of ours takes its numbers by these, ``fairseq-train``'s too. A number is written in ASCII
+digits: Python's own ``int`` and ``float`` take ``1_0`` for ten, ``٣`` for three, and ``inf``. Every
+number has an upper limit, so that a slip of the finger is refused before hours of work.
+"""
 
 from __future__ import annotations
 
-import argparse
 import math
+import re
+from argparse import ArgumentTypeError
+from typing import Callable, Tuple
+
+LARGEST_COUNT = 10**9
+LARGEST_RADIUS = 1e6
+MOST_STEPS = 1000
+MOST_POINTS = 1000
+MOST_DRAWS = 100_000
+LARGEST_SEED = 2**32 - 1
+"""What numpy takes."""
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII)
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
+
+
+def whole_number(least: int, most: int = LARGEST_COUNT) -> Callable[[str], int]:
+    """Returns the type of a whole number from ``least`` to ``most``.
+
+    >>> whole_number(0, 9)("7")
+    7
+    >>> whole_number(0, 9)("1_0")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: 1_0 is not allowed: it must be a whole number, 0 or more (9 at most)
+    """
+
+    def convert(text: str) -> int:
+        value = int(text) if _WHOLE.fullmatch(text) else None
+        if value is None or not least <= value <= most:
+            raise ArgumentTypeError(
+                f"{text} is not allowed: it must be a whole number, {least} or more ({most} at "
+                "most)"
+            )
+        return value
+
+    return convert
+
+
+def at_least_zero(text: str) -> float:
+    """Converts a number from 0 to 1e6.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = _finite(text)
+    if not 0 <= value <= LARGEST_RADIUS:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a finite number, 0 or more (1e6 at most)"
+        )
+    return value
 
 
 def positive(text: str) -> float:
-    """Converts a finite number above 0.
+    """Converts a number above 0, of 1e6 at most.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
@@ -15,22 +69,73 @@ def positive(text: str) -> float:
     >>> positive("5e-2")
     0.05
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    value = _finite(text)
+    if not 0 < value <= LARGEST_RADIUS:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a finite number above 0 (1e6 at most)"
+        )
     return value
 
 
-def count(text: str) -> int:
-    """Converts a whole number of at least 1.
+def radii(text: str) -> Tuple[float, ...]:
+    """Converts numbers above 0 that are joined by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one of them is none.
+
+    >>> radii("0.05,1e-1")
+    (0.05, 0.1)
+    """
+    values = tuple(positive(part) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise ArgumentTypeError(f"{text} is not allowed: it has a number twice")
+    return values
+
+
+def seeds(text: str) -> Tuple[int, ...]:
+    """Converts seeds that are joined by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one of them is none.
+
+    >>> seeds("1,2")
+    (1, 2)
+    """
+    values = tuple(seed(part) for part in text.split(","))
+    if len(set(values)) < len(values):
+        raise ArgumentTypeError(f"{text} is not allowed: it has a seed twice")
+    return values
+
+
+def power_of_ten(text: str) -> int:
+    """Converts a power of ten from 1e-30 to 1e6 to its exponent.
 
     Raises:
         argparse.ArgumentTypeError: it is none.
+
+    >>> power_of_ten("1e-6"), power_of_ten("10")
+    (-6, 1)
     """
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
+    value = _finite(text)
+    exponent = round(math.log10(value)) if 1e-30 <= value <= LARGEST_RADIUS else None
+    if exponent is None or value != float(f"1e{exponent}"):
+        raise ArgumentTypeError(f"{text} is not allowed: it must be a power of ten, such as 1e-6")
+    return exponent
+
+
+def _finite(text: str) -> float:
+    """Returns the number, NaN where the text is none."""
+    value = float(text) if _NUMBER.fullmatch(text) else math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+count = whole_number(1)
+"""A number of things."""
+num_steps = whole_number(1, MOST_STEPS)
+"""K, gradient steps."""
+num_points = whole_number(2, MOST_POINTS)
+"""Points of an axis."""
+num_draws = whole_number(1, MOST_DRAWS)
+"""Random draws to average over."""
+seed = whole_number(0, LARGEST_SEED)
+"""A seed of random numbers."""

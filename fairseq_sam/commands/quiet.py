@@ -1,16 +1,30 @@
-"""Keeping fairseq's and hydra's chatter off a command's output."""
+"""Keeping other packages' chatter off a command's output."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from typing import Iterator
 
 
 @contextlib.contextmanager
+def no_foreign_warnings() -> Iterator[None]:
+    """Leaves out Python's warnings of other packages' code to each other.
+
+    torch tells of nested tensors, fairseq of deprecated calls: no user can mend them. What our own
+    code causes is shown, and all of it with ``python -W``.
+    """
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module=r"(?!fairseq_sam(\.|$))")
+        yield
+
+
+@contextlib.contextmanager
 def only_warnings() -> Iterator[None]:
-    """Keeps them from telling what they load and build; they may tell again afterwards.
+    """Keeps fairseq and hydra from telling what they load and build; they may tell afterwards.
 
     Python's warnings are silent too: fairseq calls hydra by ways that hydra deprecates.
     """

@@ -1,19 +1,27 @@
-"""``fairseq-sam report``: finished runs as a table and as curves."""
+"""``fairseq-sam report``: finished runs as a table, as figures and as curves."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
+from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.plotting import explaining_plots, plot_file
 from fairseq_sam.reporting.published import PUBLISHED
 from fairseq_sam.reporting.table import SUMMARIES
 
+if TYPE_CHECKING:
+    from fairseq_sam.reporting.runs import Run
+
 _EPILOG = """\
 example:
-  fairseq-sam report runs/adam runs/ga_sam --output report.md --plot curves.png
+  fairseq-sam report runs/adam runs/ga_sam --output report.md --json report.json \\
+      --plot curves.png
   fairseq-sam report runs/* --group-by 'seed[0-9]+'
 
 A run directory holds the log of one fairseq-train (any *.log, --log-format json or plain) and, if
@@ -38,7 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--output", type=Path, metavar="FILE", help="write the Markdown table here as well"
     )
     parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw the curves into FILE (.png, .pdf, .svg)"
+        "--plot", type=plot_file, metavar="FILE", help="draw the curves here: .pdf, .png or .svg"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures of each run here as well"
     )
     parser.add_argument("--title", help="heading of the table and of the plot")
     parser.add_argument(
@@ -72,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_sam.reporting.runs import RunError, read_run, run_names
     from fairseq_sam.reporting.table import markdown_table
 
+    check_output_arguments(args)
     directories = [Path(path) for path in args.runs]
     try:
         names = run_names(directories, args.relative_to)
@@ -81,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="")
         if args.output is not None:
             _write(text, args.output)
+        if args.json is not None:
+            _write_figures(directories, runs, args.json)
         if args.plot is not None:
             _plot(runs, args)
     except RunError as error:
@@ -91,20 +105,60 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plot(runs: list, args: argparse.Namespace) -> None:
-    try:
-        from fairseq_sam.reporting.plot import write_plot
+    from fairseq_sam.reporting.plot import write_plot
 
+    with explaining_plots(args.plot):
         write_plot(runs, args.plot, args.title, args.group_by)
-    except ImportError as error:
-        raise CommandError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
-    except ValueError as error:
-        raise CommandError(f"{args.plot}: {error}".splitlines()[0]) from error
+
+
+def _write_figures(directories: Sequence[Path], runs: Sequence[Run], path: Path) -> None:
+    rows: List[Dict[str, Any]] = [
+        {
+            "run": str(directory),
+            "name": run.name,
+            "method": run.method,
+            "radius": run.radius,
+            "scores": {
+                metric: {
+                    "score": _finite(score.value),
+                    "p_value": score.p_value,
+                    "signature": score.signature,
+                }
+                for metric, score in run.scores.items()
+            },
+            "best_valid_loss": run.best_valid_loss(),
+            "first_perturbed_epoch": run.first_perturbed_epoch(),
+            "seconds_per_epoch": run.seconds_per_epoch(perturbed=False),
+            "seconds_per_perturbed_epoch": run.seconds_per_epoch(perturbed=True),
+            "epochs": [
+                {
+                    "epoch": epoch.epoch,
+                    "valid_loss": _finite(epoch.valid.get("loss")),
+                    "sharpness": _finite(epoch.train.get("sharpness")),
+                }
+                for epoch in run.epochs
+            ],
+        }
+        for directory, run in zip(directories, runs)
+    ]
+    write_figures({"unit": "bits", "runs": rows}, path)
+
+
+def _finite(value: Optional[float]) -> Optional[float]:
+    """JSON has no NaN (of a run that diverged)."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _write(text: str, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()
 
 
 def _regular_expression(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, Any, Dict
 
 from fairseq_sam.commands.checkpoint_data import (
     add_data_arguments,
@@ -12,25 +12,30 @@ from fairseq_sam.commands.checkpoint_data import (
     explaining,
     load_plugins,
     load_single_sentences,
-    progress,
     write_figures,
 )
-from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.checkpoint_names import checkpoint_names
+from fairseq_sam.commands.number_types import num_steps, positive
+from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.reporting.risk_table import risk_table
 
 if TYPE_CHECKING:
-    from fairseq_sam.analysis.adversarial_risk import Estimate, RiskSummary, SentenceRisk
+    from fairseq_sam.analysis.adversarial_risk import RiskSummary
 
 _EPILOG = """\
 examples:
-  fairseq-sam risk checkpoints/checkpoint_best.pt data-bin --rho 0.05
-  fairseq-sam risk checkpoint_best.pt data-bin --steps 5 --max-sentences 500 --json risk.json
-  fairseq-sam risk lm.pt data-bin --criterion cross_entropy --subset test
+  fairseq-sam risk data-bin checkpoints/checkpoint_best.pt --rho 0.05
+  fairseq-sam risk data-bin adam/average.pt ga_sam/average.pt --json risk.json --plot risk.pdf
+  fairseq-sam risk data-bin checkpoint_best.pt --steps 5 --max-sentences 500
+  fairseq-sam risk data-bin lm.pt --criterion cross_entropy --subset test
 
 The risk is the mean over sentences of the largest loss within rho of the weights, each sentence
 having a perturbation of its own (delta-SAM, Eq. 2 and Table 4). One gradient step finds it to first
 order; more steps find more. Losses are in nats per sentence (summed over its tokens), without
-dropout; the errors are standard errors of the means over sentences. The checkpoint is only read.
+dropout; the errors are standard errors of the means over sentences: compare differences, whose
+errors do not contain the sentences' lengths. Checkpoints are only read.
 """
 
 
@@ -38,16 +43,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds this subcommand's parser."""
     parser = subparsers.add_parser(
         "risk",
-        help="measure the adversarial risk of a checkpoint",
+        help="measure how much each sentence can lose nearby",
         description="Measures how much the loss of each sentence grows in the worst direction.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint of fairseq-train")
     parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
+    parser.add_argument(
+        "checkpoints", metavar="CHECKPOINT", nargs="+", help="checkpoints of fairseq-train"
+    )
     _add_ball_arguments(parser)
     add_data_arguments(parser)
-    add_output_arguments(parser, plot=False)
+    add_output_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -63,7 +70,7 @@ def _add_ball_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps",
-        type=count,
+        type=num_steps,
         default=1,
         metavar="K",
         help="gradient steps for each sentence (default: %(default)s)",
@@ -74,51 +81,38 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
     load_plugins(args.user_dir)
-    from fairseq_sam.analysis.adversarial_risk import summarise
-
-    criterion, risks = _measure(args)
-    summary = summarise(risks)
-    _print(args, criterion, summary)
+    names = checkpoint_names(args.checkpoints)
+    measured = [_measure(args, *each) for each in zip(args.checkpoints, names)]
+    figures = {**_settings(args), "checkpoints": measured}
+    print(risk_table(figures), end="")
     if args.json is not None:
-        write_figures({**_settings(args, criterion), **_figures(summary)}, args.json)
+        write_figures(figures, args.json)
+    if args.plot is not None:
+        from fairseq_sam.reporting.risk_plot import write_risk_plot
+
+        with explaining_plots(args.plot):
+            write_risk_plot(figures, args.plot)
     return 0
 
 
-def _measure(args: argparse.Namespace) -> Tuple[str, List[SentenceRisk]]:
-    from fairseq_sam.analysis.adversarial_risk import sentence_risks
+def _measure(args: argparse.Namespace, checkpoint: str, name: str) -> Dict[str, Any]:
+    from fairseq_sam.analysis.adversarial_risk import sentence_risks, summarise
 
-    trained, name, criterion, total, samples = load_single_sentences(args, args.checkpoint)
+    trained, criterion_name, criterion, total, samples = load_single_sentences(args, checkpoint)
     pad = getattr(criterion, "padding_idx", None)
     if pad is None:
         pad = trained.task.source_dictionary.pad()
     risks = sentence_risks(trained.model, criterion, samples, pad, args.rho, args.steps, args.norm)
-    with only_warnings(), explaining(args.checkpoint, args.data):
-        return name, progress(risks, total, "sentence")
+    with only_warnings(), explaining(checkpoint, args.data):
+        summary = summarise(progress(risks, total, "sentence", name))
+    figures = {"checkpoint": checkpoint, "name": name, "criterion": criterion_name}
+    return {**figures, **_figures(summary)}
 
 
-def _print(args: argparse.Namespace, criterion: str, summary: RiskSummary) -> None:
-    rows = (
-        ("clean loss", summary.clean),
-        ("adversarial loss", summary.adversarial),
-        ("difference", summary.difference),
-    )
-    print(f"{args.checkpoint}, {args.subset}: {summary.num_sentences} sentences, {criterion}")
-    print(f"within {args.rho:g} ({args.norm}, {args.steps} ascent steps), nats per sentence")
-    for name, estimate in rows:
-        print(f"{name:<18}{estimate.mean:10.4f}  standard error {_error(estimate)}")
-
-
-def _error(estimate: Estimate) -> str:
-    error = estimate.standard_error
-    return "unknown" if error is None else f"{error:.4f}"
-
-
-def _settings(args: argparse.Namespace, criterion: str) -> Dict[str, Any]:
+def _settings(args: argparse.Namespace) -> Dict[str, Any]:
     return {
-        "checkpoint": args.checkpoint,
         "data": args.data,
         "subset": args.subset,
-        "criterion": criterion,
         "rho": args.rho,
         "norm": args.norm,
         "steps": args.steps,

@@ -15,14 +15,13 @@ from fairseq_sam.commands.checkpoint_data import (
     explaining,
     load_dataset_loss,
     load_plugins,
-    progress,
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count
+from fairseq_sam.commands.number_types import num_draws, num_steps, radii
 from fairseq_sam.commands.plotting import explaining_plots
-from fairseq_sam.commands.radii import radii
+from fairseq_sam.commands.progress import progress
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ _EPILOG = """\
 examples:
   fairseq-sam robustness data-bin checkpoints/checkpoint_best.pt --radii 0.05,0.1,0.2
   fairseq-sam robustness data-bin adam/average.pt ga_sam/average.pt --subset test --norm linf \\
-      --radii 1e-4,2e-4,5e-4 --bleu --eval-bleu-remove-bpe --json linf.json --out linf.pdf
+      --radii 1e-4,2e-4,5e-4 --bleu --eval-bleu-remove-bpe --json linf.json --plot linf.pdf
   fairseq-sam robustness data-bin checkpoint_best.pt --corruption random --radii 1,5 --draws 10
 
 Moves all parameters by exactly each radius and validates the model there (GA-SAM, Table 4).
@@ -89,14 +88,14 @@ def _add_corruption_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps",
-        type=count,
+        type=num_steps,
         default=10,
         metavar="K",
         help="gradient steps of an adversarial corruption (default: %(default)s)",
     )
     parser.add_argument(
         "--draws",
-        type=count,
+        type=num_draws,
         default=5,
         metavar="N",
         help="random corruptions to average over (default: %(default)s)",
@@ -141,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     print(robustness_tables(figures), end="")
     if args.json is not None:
         write_figures(figures, args.json)
-    if args.out is not None:
+    if args.plot is not None:
         _plot(figures, args)
     return 0
 
@@ -163,7 +162,7 @@ def _measure(
             raise CommandError(str(error)) from error
     total = 1 + len(args.radii) * (args.draws if args.corruption == "random" else 1)
     with explaining(checkpoint, args.data):
-        points = progress(_points(args, trained, loss), total, "corruption")
+        points = progress(_points(args, trained, loss), total, "corruption", name)
         about = {
             "criterion": getattr(trained.cfg.criterion, "_name", None),
             "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
@@ -241,5 +240,5 @@ def _settings(args: argparse.Namespace) -> Dict[str, Any]:
 def _plot(figures: Dict[str, Any], args: argparse.Namespace) -> None:
     from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 
-    with explaining_plots(args.out):
-        write_robustness_plot(figures, args.out)
+    with explaining_plots(args.plot):
+        write_robustness_plot(figures, args.plot)

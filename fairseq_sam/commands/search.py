@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import shlex
 import signal
 import sys
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.number_types import at_least_zero, count, power_of_ten, seeds
+from fairseq_sam.commands.plotting import check_can_plot, plot_file
+from fairseq_sam.commands.plugins import require_fairseq
 from fairseq_sam.commands.user_dir import package_dir
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_run_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
     parser.add_argument(
-        "--out-plot", type=Path, metavar="FILE", help="the plot (default: DIR/search.png)"
+        "--plot", type=plot_file, metavar="FILE", help="the picture (default: DIR/search.png)"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="print the first training commands and do nothing"
@@ -69,15 +71,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_range_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
-    add("--lowest", type=_power_of_ten, default=-6, metavar="RHO",
+    add("--lowest", type=power_of_ten, default=-6, metavar="RHO",
         help="the least power of ten to try (default: 1e-6)")
-    add("--highest", type=_power_of_ten, default=1, metavar="RHO",
+    add("--highest", type=power_of_ten, default=1, metavar="RHO",
         help="the greatest power of ten to try (default: 10)")
-    add("--margin", type=_share, default=0.01, metavar="SHARE",
+    add("--margin", type=at_least_zero, default=0.01, metavar="SHARE",
         help="a power of ten does harm if it is worse than no perturbation by more than this share "
              "of its value; above the noise between runs (default: %(default)s)")
-    add("--max-runs", type=_count, metavar="N", help="train no more than N times")
-    add("--seeds", type=_seeds, metavar="N,N…",
+    add("--max-runs", type=count, metavar="N", help="train no more than N times")
+    add("--seeds", type=seeds, metavar="N,N…",
         help="train each radius with each of these seeds, and compare the means")
     # fmt: on
 
@@ -85,15 +87,15 @@ def _add_range_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
-    add("--stop-margin", type=_share, default=0.1, metavar="SHARE",
-        help="give up a run that is worse than the run without perturbation was after as many "
+    add("--stop-margin", type=at_least_zero, default=0.1, metavar="SHARE",
+        help="stop a run early that is worse than the run without perturbation was after as many "
              "updates, by more than this share (default: %(default)s)…")
-    add("--stop-after", type=_count, default=3, metavar="N",
+    add("--stop-after", type=count, default=3, metavar="N",
         help="…at N validations in a row (default: %(default)s); one that is not a number is "
              "enough")
-    add("--parallel", type=_count, metavar="N",
+    add("--parallel", type=count, metavar="N",
         help="runs at once (default: as many as the GPUs are for; 1 without a GPU)")
-    add("--gpus-per-run", type=_count, default=1, metavar="N",
+    add("--gpus-per-run", type=count, default=1, metavar="N",
         help="GPUs of each run: as many as the command is meant for, because its batch grows with "
              "them (default: %(default)s)")
     add("--start-from", type=Path, metavar="FILE",
@@ -110,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.dry_run:
         return _print_commands(args, command)
+    require_fairseq()
     try:
         with _termination_interrupts():
             summary = conduct(_plan(args), command, _slots(args, command), _tell)
@@ -149,27 +152,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
         )
     if args.start_from is not None and not args.start_from.is_file():
         args.misuse(f"argument --start-from: {args.start_from} is not a file")
-    for flag, path in (("--json", args.json), ("--out-plot", args.out_plot)):
+    for flag, path in (("--json", args.json), ("--plot", args.plot)):
         inside = path is not None and path.absolute().parent == args.out.absolute()
         if path is not None and not inside and not path.absolute().parent.is_dir():
             args.misuse(f"argument {flag}: the directory of {path} does not exist")
-    if args.out_plot is not None:
-        _check_plot(args)
-
-
-def _check_plot(args: argparse.Namespace) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CommandError(
-            f"--out-plot needs matplotlib ({error}): pip install matplotlib"
-        ) from error
-    known = Figure().canvas.get_supported_filetypes()
-    if args.out_plot.suffix[1:] not in known:
-        args.misuse(
-            f"argument --out-plot: {args.out_plot} should end in one of "
-            + ", ".join(f".{suffix}" for suffix in sorted(known))
-        )
+    check_can_plot(args.plot)
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -181,7 +168,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         lowest=args.lowest,
         highest=args.highest,
         margin=args.margin,
-        seeds=args.seeds or [None],
+        seeds=list(args.seeds or [None]),
         max_runs=args.max_runs,
         rule=StopRule(args.stop_margin, args.stop_after),
         start_from=args.start_from,
@@ -221,7 +208,7 @@ def _show(args: argparse.Namespace, summary: Summary) -> None:
     if args.json is not None:
         write_text(args.json, json.dumps(as_json(summary), indent=2) + "\n")
     try:
-        write_plot(summary, args.out_plot or args.out / "search.png")
+        write_plot(summary, args.plot or args.out / "search.png")
     except ImportError as error:
         print(f"no plot, since matplotlib is missing ({error})", file=sys.stderr)
     if summary.best is not None:
@@ -238,37 +225,3 @@ def _termination_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-
-def _power_of_ten(text: str) -> int:
-    try:
-        exponent = math.log10(float(text))
-    except ValueError:
-        exponent = math.nan
-    if not (math.isfinite(exponent) and float(text) == float(f"1e{round(exponent)}")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a power of ten, such as 1e-6")
-    return round(exponent)
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def _seeds(text: str) -> List[int]:
-    parts = text.split(",")
-    if not all(part.isdigit() for part in parts) or len(set(parts)) < len(parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of different seeds, such as 1,2")
-    return [int(part) for part in parts]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict
+from typing import TYPE_CHECKING, Any, Dict
 
 from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_output_arguments,
-    progress,
     write_figures,
 )
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.number_types import count, positive, seed, whole_number
 from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.progress import progress
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.digits import Digits, Examples
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  fairseq-sam shift --trials 10 --max-examples 200 --out shift.png
-  fairseq-sam shift --data mnist/ --json shift.json --out shift.pdf
+  fairseq-sam shift --trials 10 --max-examples 200 --plot shift.png
+  fairseq-sam shift --data mnist/ --json shift.json --plot shift.pdf
 
 The first runs on scikit-learn's digits in about a minute; the second wants MNIST's four IDX files,
 packed or not. Trains a perceptron (100 and 100 hidden units) on digits, theta; from there to the
@@ -34,6 +34,7 @@ training loss shifted by delta follows the test loss, and that the length of del
 without which there are no minima. Runs on the CPU in float64, 100 trials in minutes.
 """
 
+MOST_TRIALS = 10_000
 TOLERANCE = 1e-4
 """Largest gradient entry that counts as a minimum; the training loss's are near 1e-2 at first."""
 
@@ -50,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     _add_data_arguments(parser)
     parser.add_argument(
         "--trials",
-        type=_at_least(3),
+        type=whole_number(3, MOST_TRIALS),
         default=100,
         metavar="N",
         help="shares eta = 1/N, 2/N, ..., 1 (default: %(default)s)",
@@ -97,7 +98,7 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=_at_least(0),
+        type=seed,
         default=1,
         help="seed of weights and draws (default: %(default)s)",
     )
@@ -114,8 +115,8 @@ def run(args: argparse.Namespace) -> int:
     _print(args, digits, result)
     if args.json is not None:
         write_figures({**_settings(args, digits), **_figures(result)}, args.json)
-    if args.out is not None:
-        _plot(result, args.out)
+    if args.plot is not None:
+        _plot(result, args.plot)
     return 0
 
 
@@ -155,7 +156,7 @@ def _measure(args: argparse.Namespace, digits: Digits) -> ShiftSummary:
         )
     trials = shift.ShiftTrials(list(network.parameters()), mixture, args.max_steps, TOLERANCE)
     shares = [trial / args.trials for trial in range(1, args.trials + 1)]
-    found = progress(trials.lengths(shares), args.trials, "trial")
+    found = progress(trials.lengths(shares), args.trials, "trial", "training")
     return trials.summarise(found)
 
 
@@ -202,14 +203,3 @@ def _plot(result: ShiftSummary, path: Path) -> None:
 
     with explaining_plots(path):
         write_shift_plot(result.curves, result.shares, result.lengths, result.fit, path)
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not (text.isdigit() and int(text) >= minimum):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a whole number of at least {minimum}"
-            )
-        return int(text)
-
-    return parse

@@ -14,14 +14,14 @@ from fairseq_sam.commands.checkpoint_data import (
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.number_types import count, positive
+from fairseq_sam.commands.number_types import count, num_draws, positive
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.spectrum_measurement import CheckpointSpectrum, measure_spectrum
 
 _EPILOG = """\
 examples:
   fairseq-sam spectrum data-bin checkpoints/checkpoint_best.pt --max-sentences 100
-  fairseq-sam spectrum data-bin adam.pt ga_sam.pt --max-sentences 500 --out spectrum.pdf
+  fairseq-sam spectrum data-bin adam.pt ga_sam.pt --max-sentences 500 --plot spectrum.pdf
   fairseq-sam spectrum data-bin adam.pt --matrix empirical-fisher --json fisher.json
 
 Every matrix is that of the mean loss per unit (token, or sentence in classification), in nats, at
@@ -89,14 +89,14 @@ def _add_matrix_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--trace-samples",
-        type=count,
+        type=num_draws,
         default=30,
         metavar="N",
         help="random vectors for the Hessian's trace (default: %(default)s)",
     )
     parser.add_argument(
         "--samples",
-        type=count,
+        type=num_draws,
         default=2,
         metavar="N",
         help="draws of each sentence's labels for --matrix fisher (default: %(default)s)",
@@ -110,11 +110,12 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
     load_plugins(args.user_dir)
-    results = [measure_spectrum(args, checkpoint) for checkpoint in args.checkpoints]
+    names = checkpoint_names(args.checkpoints)
+    results = [measure_spectrum(args, *each) for each in zip(args.checkpoints, names)]
     _print(args, results)
     if args.json is not None:
         write_figures(_figures(args, results), args.json)
-    if args.out is not None:
+    if args.plot is not None:
         _plot(args, results)
     return 0
 
@@ -192,5 +193,5 @@ def _plot(args: argparse.Namespace, results: List[CheckpointSpectrum]) -> None:
     spectra = {name: r.spectrum.eigenvalues.tolist() for name, r in zip(names, results)}
     found = [r.spectrum.density for r in results if r.spectrum.density is not None]
     densities = {name: smooth(each, smoothing_width(found)) for name, each in zip(names, found)}
-    with explaining_plots(args.out):
-        write_spectrum_plot(spectra, densities, _TITLES[args.matrix], args.out)
+    with explaining_plots(args.plot):
+        write_spectrum_plot(spectra, densities, _TITLES[args.matrix], args.plot)

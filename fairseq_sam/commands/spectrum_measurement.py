@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional
 
 from fairseq_sam.commands.checkpoint_data import (
     explaining,
@@ -13,6 +12,7 @@ from fairseq_sam.commands.checkpoint_data import (
     load_single_sentences,
 )
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.progress import counting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,13 @@ class CheckpointSpectrum(NamedTuple):
     sample_size: float
 
 
-def measure_spectrum(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+def measure_spectrum(args: argparse.Namespace, checkpoint: str, name: str) -> CheckpointSpectrum:
     """Loads a checkpoint and measures what the arguments ask for.
+
+    Args:
+        args: the command's.
+        checkpoint: fairseq's file.
+        name: what the progress bar calls it.
 
     Raises:
         CommandError: something is missing, damaged, does not fit, or does not converge.
@@ -46,7 +51,7 @@ def measure_spectrum(args: argparse.Namespace, checkpoint: str) -> CheckpointSpe
     measure = _measure_hessian if args.matrix == "hessian" else _measure_fisher
     try:
         with explaining(checkpoint, args.data):
-            return measure(args, checkpoint)
+            return measure(args, checkpoint, name)
     except NotConverged as error:
         raise CommandError(f"{checkpoint}: {error}") from error
     except MemoryError as error:
@@ -57,7 +62,7 @@ def measure_spectrum(args: argparse.Namespace, checkpoint: str) -> CheckpointSpe
         raise CommandError(f"the Hessian needs scipy ({error}): pip install scipy") from error
 
 
-def _measure_hessian(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+def _measure_hessian(args: argparse.Namespace, checkpoint: str, name: str) -> CheckpointSpectrum:
     from fairseq_sam.analysis.curvature import num_weights
     from fairseq_sam.analysis.measured_spectrum import (
         hessian_spectrum,
@@ -71,7 +76,7 @@ def _measure_hessian(args: argparse.Namespace, checkpoint: str) -> CheckpointSpe
     _check_top(args, checkpoint, size)
     _warn_of_memory(memory_needed(dataset, args.top, memory), memory)
     loss, sample_size = loss_and_sample_size(dataset)
-    with _counting("product") as after_each:
+    with counting("product", name) as after_each:
         spectrum = hessian_spectrum(
             dataset,
             args.top,
@@ -86,7 +91,7 @@ def _measure_hessian(args: argparse.Namespace, checkpoint: str) -> CheckpointSpe
     return CheckpointSpectrum(checkpoint, spectrum, loss, size, sentences, sample_size)
 
 
-def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> CheckpointSpectrum:
+def _measure_fisher(args: argparse.Namespace, checkpoint: str, name: str) -> CheckpointSpectrum:
     from fairseq_sam.analysis import fisher, measured_spectrum
     from fairseq_sam.analysis.curvature import num_weights, vector_type
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
@@ -102,7 +107,7 @@ def _measure_fisher(args: argparse.Namespace, checkpoint: str) -> CheckpointSpec
         losses = _drawn_losses(args, dataset) if drawn else _own_losses(dataset)
         held = fisher.rows_in_memory(size, vector_type(dataset.weights).itemsize, memory)
         held = min(held, len(losses))
-        with _counting("gradient", fisher.num_gradients(len(losses), held)) as after_each:
+        with counting("gradient", name, fisher.num_gradients(len(losses), held)) as after_each:
             spectrum = measured_spectrum.fisher_spectrum(
                 dataset.weights,
                 losses,
@@ -163,15 +168,3 @@ def _warn_of_memory(needed: int, free: Optional[int]) -> None:
 
 def _num_sentences(sample: Dict[str, Any]) -> int:
     return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
-
-
-@contextlib.contextmanager
-def _counting(unit: str, total: Optional[int] = None) -> Iterator[Callable[[], object]]:
-    """Shows a progress bar on stderr; yields what to call after each step."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
-    with tqdm(
-        total=total, unit=unit, file=sys.stderr, delay=quiet, mininterval=quiet or 0.1
-    ) as bar:
-        yield bar.update

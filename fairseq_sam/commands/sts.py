@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
+from fairseq_sam.commands.checkpoint_data import (
+    add_output_arguments,
+    check_output_arguments,
+    write_figures,
+)
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.plugins import load_fairseq
+from fairseq_sam.commands.progress import counting
 from fairseq_sam.commands.quiet import only_warnings
 
 if TYPE_CHECKING:
@@ -19,10 +25,10 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 examples:
-  fairseq-sam sts minilm/model.pt SentEval/data/downstream
-  fairseq-sam sts checkpoints/checkpoint_last.pt SentEval/data/downstream --data data-bin \\
+  fairseq-sam sts SentEval/data/downstream minilm/model.pt
+  fairseq-sam sts SentEval/data/downstream checkpoints/checkpoint_last.pt --data data-bin \\
       --tokenizer minilm/tokenizer.json --json sts.json
-  fairseq-sam sts checkpoint_last.pt SentEval/data/downstream --data data-bin --dev
+  fairseq-sam sts SentEval/data/downstream checkpoint_last.pt --data data-bin --dev
 
 Reports Spearman's correlation (in per cent) between the cosine of two sentences' embeddings and
 people's scores, on STS12 to STS16 and the test sets of STS-B and SICK-R. "all" takes the pairs of
@@ -40,10 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an encoder")
     parser.add_argument(
         "folder", type=Path, metavar="SENTEVAL_DIR", help="SentEval's data/downstream"
     )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an encoder")
     parser.add_argument(
         "--data", metavar="DIR", help="where dict.txt is (default: beside CHECKPOINT)"
     )
@@ -59,38 +65,33 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="first token or mean of all (default: the one trained with, or mean)",
     )
     parser.add_argument("--dev", action="store_true", help="only STS-B's development set")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
+    add_output_arguments(parser, plot=False)
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints, writes."""
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise CommandError(f"{args.json}: its directory does not exist")
-    try:
-        import fairseq  # noqa: F401
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise CommandError(f"needs {error.name}: pip install {error.name}") from error
-    import fairseq_sam
+    check_output_arguments(args)
+    import scipy  # noqa: F401
+
+    load_fairseq()
     from fairseq_sam.analysis.sts import DataError, read_sets
     from fairseq_sam.conversion.errors import ConversionError
     from fairseq_sam.trained_model import LoadError
 
-    fairseq_sam.register()
     try:
         sets, missing = read_sets(args.folder, args.dev)
         with only_warnings():
             embed, pooling = _embedder(args)
-            correlations = _evaluate(sets, embed)
+            correlations = _evaluate(args, sets, embed)
     except (DataError, LoadError, ConversionError) as error:
         raise CommandError(str(error)) from error
     for line in missing:
         print(line, file=sys.stderr)
     _print(args, pooling, correlations)
     if args.json is not None:
-        _write_json(_figures(args, pooling, correlations, missing), args.json)
+        write_figures(_without_nan(_figures(args, pooling, correlations, missing)), args.json)
     return 0
 
 
@@ -128,14 +129,17 @@ def _tokenizer(args: argparse.Namespace, data: str) -> Callable[[str], List[str]
     )
 
 
-def _evaluate(sets: Dict[str, List[Subset]], embed: SentenceEmbedder) -> Dict[str, Correlation]:
-    from tqdm import tqdm
-
+def _evaluate(
+    args: argparse.Namespace, sets: Dict[str, List[Subset]], embed: SentenceEmbedder
+) -> Dict[str, Correlation]:
     from fairseq_sam.analysis.sts import evaluate
 
-    quiet = 0 if sys.stderr.isatty() else 30  # in a log, a line each half minute is enough
-    progress = tqdm(sets.items(), file=sys.stderr, delay=quiet, mininterval=quiet or 0.1)
-    return {name: evaluate(subsets, embed) for name, subsets in progress}
+    found = {}
+    with counting("set", args.checkpoint.stem, len(sets)) as after_each:
+        for name, subsets in sets.items():
+            found[name] = evaluate(subsets, embed)
+            after_each()
+    return found
 
 
 def _print(args: argparse.Namespace, pooling: str, correlations: Dict[str, Correlation]) -> None:
@@ -174,12 +178,3 @@ def _without_nan(content: Any) -> Any:
     if isinstance(content, dict):
         return {key: _without_nan(value) for key, value in content.items()}
     return None if isinstance(content, float) and math.isnan(content) else content
-
-
-def _write_json(content: Dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot write ({error.strerror})") from None

@@ -41,11 +41,15 @@ class Converted(NamedTuple):
     new_head: bool
 
 
-def convert(source_folder: Path, out: Path) -> Converted:
-    """Converts an encoder; writes ``model.pt``, ``dict.txt``, ``tokenizer.json``, ``flags.txt``.
+def convert(source_folder: Path, target: Path) -> Converted:
+    """Converts an encoder; writes ``dict.txt``, ``tokenizer.json`` and ``flags.txt`` beside it.
 
     The hidden states are the source's. A language model's head that the source does not have is
     drawn from N(0, 0.02²), as BERT's weights are to begin with.
+
+    Args:
+        source_folder: with the files of Hugging Face.
+        target: the checkpoint; its folder is made if there is none.
 
     Raises:
         ConversionError: the source cannot be read, or fairseq has no such model.
@@ -55,6 +59,7 @@ def convert(source_folder: Path, out: Path) -> Converted:
     flags = [text for name, value in architecture.items() for text in (f"--{name}", str(value))]
     vocabulary = reorder_vocabulary(source.vocabulary, source.config["model_type"])
     state = convert_weights(source, vocabulary)
+    out = target.parent
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(f"{word} 1\n" for word in vocabulary.words)
     (out / "dict.txt").write_text(lines, encoding="utf-8")
@@ -63,7 +68,7 @@ def convert(source_folder: Path, out: Path) -> Converted:
     if architecture["arch"] != "bert":
         state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     new_head = "encoder.lm_head.dense.weight" not in state
-    write_checkpoint(_checkpoint(cfg, _filled(model, state)), str(out / "model.pt"))
+    write_checkpoint(_checkpoint(cfg, _filled(model, state)), str(target))
     (out / "flags.txt").write_text(shlex.join(flags) + "\n", encoding="utf-8")
     return Converted(flags, len(vocabulary.rows), new_head)
 

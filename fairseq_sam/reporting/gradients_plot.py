@@ -12,6 +12,7 @@ from fairseq_sam.reporting.print_style import (
     figure_file,
     line_style,
     use_log_scale,
+    whole_numbers,
 )
 
 
@@ -75,6 +76,7 @@ def _draw_scales(axis: Any, scales: Sequence[Tuple[str, float, bool]], checkpoin
         if groups[is_noise]:
             axis.scatter(*zip(*groups[is_noise]), marker=marker, color=color, s=18, label=label)
     use_log_scale(axis)
+    whole_numbers(axis, 1, max(1, len(scales)))
     axis.set_xlabel("tensor, in the model's order")
     axis.set_ylabel(f"T of GA-SAM without its floor\n({checkpoint})")
     axis.grid(alpha=0.3)
@@ -93,7 +95,7 @@ def _draw_epochs(axis: Any, logged: Sequence[LoggedNorms]) -> None:
         color = colormaps[COLOUR_MAP](index / max(1, len(layers) - 1))
         axis.plot(epochs, norms, label=layer, **{**line_style(index), "color": color})
     axis.set_xlabel("epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    whole_numbers(axis, min(epochs), max(epochs))
     axis.grid(alpha=0.3, which="both")
     axis.set_ylabel("norm of the gradient\n(as logged)")
     if layers:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from fairseq_sam.reporting.deviation import sample_deviation
-from fairseq_sam.reporting.print_style import figure_file, legend_below, line_style
+from fairseq_sam.reporting.print_style import (
+    figure_file,
+    legend_below,
+    line_style,
+    tick_values,
+    whole_numbers,
+)
 from fairseq_sam.reporting.runs import Run, group_runs, is_perturbed
 
 _Points = List[Tuple[int, float]]
 _MOST_INSIDE = 6
 """A panel has room for the names, and the bands, of so many lines."""
+
+
+_MOST_STARTS = 4
+"""More labels of starts would stand on top of each other."""
 
 
 class Curve(NamedTuple):
@@ -68,18 +79,22 @@ def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:
         By method, called what its runs' names have in common, and by radius, from the smallest; a
         list has a value for each run, such as each seed.
     """
+    curves = {}
+    for members in _methods_of_several_radii(runs):
+        losses: Dict[float, List[float]] = {}
+        for run in sorted(members, key=lambda run: run.radius or 0):
+            losses.setdefault(run.radius or 0, []).append(run.best_valid_loss() or 0)
+        name = _common_start([run.name for run in members])
+        curves[members[0].name if not name or name in curves else name] = losses
+    return curves
+
+
+def _methods_of_several_radii(runs: Sequence[Run]) -> List[List[Run]]:
     methods: Dict[str, List[Run]] = {}
     for run in runs:
         if run.radius is not None and run.best_valid_loss() is not None:
             methods.setdefault(run.method, []).append(run)
-    curves = {}
-    for members in methods.values():
-        losses: Dict[float, List[float]] = {}
-        for run in sorted(members, key=lambda run: run.radius or 0):
-            losses.setdefault(run.radius or 0, []).append(run.best_valid_loss() or 0)
-        if len(losses) > 1:
-            curves[_common_start([run.name for run in members]) or members[0].name] = losses
-    return curves
+    return [m for m in methods.values() if len({run.radius for run in m}) > 1]
 
 
 def _common_start(names: Sequence[str]) -> str:
@@ -87,9 +102,12 @@ def _common_start(names: Sequence[str]) -> str:
 
     >>> _common_start(["ga_sam/seed1", "ga_sam@0.5/seed1"])
     'ga_sam'
+    >>> _common_start(["ga_sam@0.0002", "ga_sam@0.001"])
+    'ga_sam'
     """
     columns = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names))
-    return "".join(letter for letter, *_ in columns).rstrip("@/_-=.")
+    start = "".join(letter for letter, *_ in columns)
+    return re.sub(r"[@/_=.-]*(?<![A-Za-z0-9])\d[\d.e+-]*$", "", start).rstrip("@/_-=.")
 
 
 def write_plot(
@@ -99,7 +117,8 @@ def write_plot(
 
     Panels from the top: validation loss; the same minus the first line's, if there are several; the
     sharpness (perturbed minus clean training loss), if any run has it; the lowest validation loss
-    by radius, if a method has several. A dotted line marks where a run's perturbation begins.
+    by radius, if a method has several. A run, or group, has one colour and marker in all panels.
+    Dotted lines mark where perturbations begin.
 
     Args:
         runs: in the order of the lines.
@@ -112,21 +131,66 @@ def write_plot(
     panels, by_radius = _panels(groups), radius_curves(runs)
     with figure_file(path, len(panels) + bool(by_radius), width=7) as (figure, axes):
         for axis, (label, curves) in zip(axes, panels):
-            for index, (name, members) in enumerate(groups.items()):
-                _draw(axis, name, members, curves[name], index)
+            for index, (name, curve) in enumerate(curves.items()):
+                axis.plot(curve.epochs, curve.means, label=name, **line_style(index))
                 if len(groups) <= _MOST_INSIDE:
-                    _draw_band(axis, curves[name], index)
+                    _draw_band(axis, curve, index)
             axis.set_ylabel(label)
-            axis.xaxis.get_major_locator().set_params(integer=True)
             axis.sharex(axes[0])
-        axes[len(panels) - 1].set_xlabel("epoch")
+        _number_epochs(axes[len(panels) - 1], [run for run in runs if run.epochs])
+        _mark_starts(axes[: len(panels)], groups)
         if by_radius:
-            _draw_radii(axes[-1], by_radius, [run for run in runs if run.radius is None])
+            _draw_radii(axes[-1], groups, by_radius)
         if len(groups) > _MOST_INSIDE:
             legend_below(figure, axes[0])
         else:
-            axes[0].legend()
-        axes[0].set_title(title or "")
+            _add_legend(
+                axes[0], any(any(curve.deviations) for _, c in panels for curve in c.values())
+            )
+        if title:
+            figure.suptitle(title)
+
+
+def _number_epochs(axis: Any, runs: Sequence[Run]) -> None:
+    epochs = [epoch.epoch for run in runs for epoch in run.epochs] or [1]
+    whole_numbers(axis, min(epochs), max(epochs))
+    axis.set_xlabel("epoch")
+
+
+def _add_legend(axis: Any, has_bands: bool) -> None:
+    from matplotlib.patches import Patch
+
+    handles, names = axis.get_legend_handles_labels()
+    if has_bands:
+        handles.append(Patch(color="0.4", alpha=0.3, linewidth=0))
+        names.append("± standard deviation over runs")
+    axis.legend(handles, names, fontsize="small")
+
+
+def _mark_starts(axes: Sequence[Any], groups: Dict[str, List[Run]]) -> None:
+    """Draws a dotted line where a perturbation begins, and says so above the first panel.
+
+    It has its run's colour, or is black where several begin.
+    """
+    by_start: Dict[int, List[int]] = {}
+    for index, runs in enumerate(groups.values()):
+        for start in {run.first_perturbed_epoch() for run in runs}:
+            if start is not None:
+                by_start.setdefault(start, []).append(index)
+    for number, (start, indices) in enumerate(sorted(by_start.items())):
+        color = line_style(indices[0])["color"] if len(indices) == 1 else "black"
+        for axis in axes:
+            axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=color)
+        if number < _MOST_STARTS:
+            axes[0].annotate(
+                f"perturbed from epoch {start}",
+                (start - 0.5, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 2 + 9 * number),  # each above the one before: they may be close
+                textcoords="offset points",
+                color=color,
+                fontsize="small",
+            )
 
 
 def _panels(groups: Dict[str, List[Run]]) -> List[Tuple[str, Dict[str, Curve]]]:
@@ -143,33 +207,56 @@ def _panels(groups: Dict[str, List[Run]]) -> List[Tuple[str, Dict[str, Curve]]]:
     return panels
 
 
-def _draw(axis: Any, name: str, runs: Sequence[Run], curve: Curve, index: int) -> None:
-    style = line_style(index)
-    axis.plot(curve.epochs, curve.means, label=name, **style)
-    for start in {run.first_perturbed_epoch() for run in runs}:
-        if start is not None:
-            axis.axvline(start - 0.5, linestyle=":", linewidth=1, color=style["color"])
-
-
 def _draw_band(axis: Any, curve: Curve, index: int) -> None:
-    if any(curve.deviations):
+    """Draws a standard deviation to each side; as a bar where there is but one epoch."""
+    color = line_style(index)["color"]
+    if any(curve.deviations) and len(curve.epochs) == 1:
+        axis.errorbar(*curve, color=color, capsize=2)
+    elif any(curve.deviations):
         low = [mean - deviation for _, mean, deviation in zip(*curve)]
         high = [mean + deviation for _, mean, deviation in zip(*curve)]
-        color = line_style(index)["color"]
         axis.fill_between(curve.epochs, low, high, color=color, alpha=0.15, linewidth=0)
 
 
 def _draw_radii(
-    axis: Any, curves: Dict[str, Dict[float, List[float]]], baselines: Sequence[Run]
+    axis: Any, groups: Dict[str, List[Run]], curves: Dict[str, Dict[float, List[float]]]
 ) -> None:
+    """Draws a grey line a method, and on it the runs, each in its colour and with its marker."""
     for index, (name, losses) in enumerate(curves.items()):
         means = [statistics.fmean(values) for values in losses.values()]
-        axis.plot(list(losses), means, label=name, **line_style(index))
-    unperturbed = [loss for loss in (run.best_valid_loss() for run in baselines) if loss]
-    if unperturbed:
-        mean = statistics.fmean(unperturbed)
-        axis.axhline(mean, color="0.4", linestyle="--", label="without perturbation")
+        style = {"linestyle": line_style(index)["linestyle"], "color": "0.5", "zorder": 1}
+        axis.plot(list(losses), means, label=f"{name}, mean by radius", **style)
+    shown = {
+        id(run)
+        for method in _methods_of_several_radii([run for runs in groups.values() for run in runs])
+        for run in method
+    }
+    for index, runs in enumerate(groups.values()):
+        points: Dict[float, List[float]] = {}
+        for run in (run for run in runs if id(run) in shown):
+            points.setdefault(run.radius or 0, []).append(run.best_valid_loss() or 0)
+        style = {**line_style(index), "linestyle": "none", "zorder": 2}
+        for radius, values in points.items():
+            axis.plot(radius, statistics.fmean(values), **style)
+    _draw_unperturbed(axis, groups)
     axis.set_xscale("log")
+    axis.margins(x=0.08)
+    axis.autoscale_view()
+    tick_values(axis, [radius for losses in curves.values() for radius in losses])
     axis.set_xlabel("radius")
     axis.set_ylabel("lowest validation loss (bits)")
     axis.legend(fontsize="small")
+
+
+def _draw_unperturbed(axis: Any, groups: Dict[str, List[Run]]) -> None:
+    """Draws the mean of the runs without perturbation; in their group's colour if it is one."""
+    losses: Dict[int, List[float]] = {}
+    for index, runs in enumerate(groups.values()):
+        found = [run.best_valid_loss() for run in runs if run.radius is None]
+        known = [loss for loss in found if loss is not None]
+        if known:
+            losses[index] = known
+    if losses:
+        color = line_style(next(iter(losses)))["color"] if len(losses) == 1 else "0.4"
+        mean = statistics.fmean([loss for values in losses.values() for loss in values])
+        axis.axhline(mean, color=color, linestyle="--", label="without perturbation", zorder=0)

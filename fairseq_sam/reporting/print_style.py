@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -53,6 +53,67 @@ def error_bars(errors: Sequence[Optional[float]]) -> Optional[List[float]]:
     return [error or 0.0 for error in errors] if any(errors) else None
 
 
+def side_by_side(positions: Sequence[float], index: int, count: int) -> List[float]:
+    """Moves the n-th line's points a little, so that its error bars do not hide those of others.
+
+    Args:
+        positions: on a linear axis.
+        index: of the line.
+        count: of lines.
+
+    Returns:
+        Positions 1.2 % of the axis apart from line to line, in the middle the true ones.
+
+    >>> side_by_side([0.0, 100.0], 0, 3)
+    [-1.2, 98.8]
+    """
+    span = max(positions) - min(positions) or max(map(abs, positions)) or 1.0
+    return [position + 0.012 * span * (index - (count - 1) / 2) for position in positions]
+
+
+def short_number(number: float) -> str:
+    """Writes 8e-05 as 8e-5, 0.05 as it is: ticks are close together.
+
+    >>> short_number(8e-05), short_number(0.05), short_number(200.0)
+    ('8e-5', '0.05', '200')
+    """
+    if 1e-3 <= abs(number) < 1e5 or number == 0:
+        return f"{number:g}"
+    mantissa, exponent = f"{number:.6e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def tick_values(axis: Any, values: Iterable[float]) -> None:
+    """Puts the ticks of the x axis where the points are, if their numbers have room.
+
+    A number that would touch the one before it gets a tick without a number.
+    """
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    places = sorted(set(values))
+    if len(places) == 1:
+        axis.set_xlim(sorted((places[0] / 2 or -1.0, places[0] * 1.5 or 1.0)))
+    transform = axis.transScale.transform
+    low, high = (transform((limit, 1.0))[0] for limit in axis.get_xlim())
+    room, last, labels = 0.055, -1.0, []
+    for place in places:
+        at = (transform((place, 1.0))[0] - low) / (high - low)
+        labels.append(short_number(place) if at - last >= room else "")
+        last = at if labels[-1] else last
+    axis.xaxis.set_major_locator(FixedLocator(places))
+    axis.xaxis.set_major_formatter(FixedFormatter(labels))
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def whole_numbers(axis: Any, first: float, last: float) -> None:
+    """Numbers the x axis in whole numbers (epochs, ranks), even where there is only one."""
+    from matplotlib.ticker import MaxNLocator
+
+    margin = max(0.7, 0.04 * (last - first))
+    axis.set_xlim(first - margin, last + margin)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def use_log_scale(axis: Any) -> None:
     """Makes the y axis of a plot logarithmic; what is not positive is left out.
 
@@ -60,9 +121,15 @@ def use_log_scale(axis: Any) -> None:
     """
     from matplotlib.ticker import LogFormatter, LogFormatterSciNotation
 
+    class Plain(LogFormatter):
+        """Writes 0.6 instead of 6e-01."""
+
+        def __call__(self, x: float, pos: Any = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     axis.set_yscale("log", nonpositive="mask")
     low, high = axis.get_ylim()
-    formatter = LogFormatter if low > 1e-2 and high < 1e4 else LogFormatterSciNotation
+    formatter = Plain if low > 1e-2 and high < 1e4 else LogFormatterSciNotation
     axis.yaxis.set_major_formatter(formatter())
     axis.yaxis.set_minor_formatter(formatter(minor_thresholds=(2, 0.5)))
 

@@ -6,7 +6,14 @@ import math
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-from fairseq_sam.reporting.print_style import error_bars, figure_file, line_style, use_log_scale
+from fairseq_sam.reporting.print_style import (
+    error_bars,
+    figure_file,
+    line_style,
+    side_by_side,
+    tick_values,
+    use_log_scale,
+)
 
 _NORMS = {"l2": "L2 radius of the corruption", "linf": "L∞ radius of the corruption"}
 
@@ -28,23 +35,39 @@ def write_robustness_plot(figures: Mapping[str, Any], path: Path) -> None:
     with figure_file(path, len(labels), height=2.0) as (_, axes):
         for axis, (metric, label) in zip(axes, labels.items()):
             for index, measured in enumerate(figures["checkpoints"]):
-                _draw(axis, measured, metric, index)
+                _draw(axis, measured, metric, index, len(figures["checkpoints"]))
             axis.set_ylabel(label)
             if metric == "ppl":
                 use_log_scale(axis)
-            axis.ticklabel_format(axis="x", scilimits=(-3, 3))
-        axes[-1].set_xlabel(_NORMS[figures["norm"]])
+            tick_values(axis, [0.0, *_radii(figures)])
+        axes[-1].set_xlabel(_NORMS[figures["norm"]] + _bars(figures))
         axes[0].set_title(f"{figures['corruption']} corruption, {figures['subset']}")
         axes[0].legend()
 
 
-def _draw(axis: Any, measured: Mapping[str, Any], metric: str, index: int) -> None:
+def _radii(figures: Mapping[str, Any]) -> List[float]:
+    return [point["radius"] for point in figures["checkpoints"][0]["corrupted"]]
+
+
+def _bars(figures: Mapping[str, Any]) -> str:
+    """Returns what to say of the bars, if there are any."""
+    draws = figures.get("draws", 1)
+    if figures["corruption"] != "random" or draws == 1:
+        return ""
+    return f"\nbars: standard errors over {draws} draws (points moved apart)"
+
+
+def _draw(axis: Any, measured: Mapping[str, Any], metric: str, index: int, count: int) -> None:
     points: List[Mapping[str, Any]] = [{"radius": 0.0, **_clean(measured)}, *measured["corrupted"]]
     points.sort(key=lambda point: point["radius"])
-    axis.errorbar(
+    radii, errors = (
         [point["radius"] for point in points],
+        error_bars([point[metric]["standard_error"] for point in points]),
+    )
+    axis.errorbar(
+        side_by_side(radii, index, count) if errors else radii,
         [_number(point[metric]["mean"]) for point in points],
-        yerr=error_bars([point[metric]["standard_error"] for point in points]),
+        yerr=errors,
         capsize=2,
         label=measured["name"],
         **line_style(index),

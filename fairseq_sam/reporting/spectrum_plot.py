@@ -8,11 +8,10 @@ from typing import Any, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from fairseq_sam.reporting.print_style import (
-    COLOURS,
-    DASHES,
     figure_file,
     line_style,
     use_log_scale,
+    whole_numbers,
 )
 
 
@@ -49,6 +48,7 @@ def _draw_eigenvalues(axis: Any, spectra: Mapping[str, Sequence[float]], matrix:
     every: List[float] = [value for values in spectra.values() for value in values]
     if min(every) >= 0 < max(every):  # the zeros of a Fisher of few sentences are left out
         use_log_scale(axis)
+    whole_numbers(axis, 1, max(map(len, spectra.values())))
     axis.set_xlabel("rank")
     axis.set_ylabel(f"eigenvalue of the {matrix}\n(nats per unit)")
     axis.grid(alpha=0.3, which="both")
@@ -59,10 +59,8 @@ def _draw_densities(
     axis: Any, densities: Mapping[str, Tuple[np.ndarray, np.ndarray]], matrix: str
 ) -> None:
     for index, (name, (grid, values)) in enumerate(densities.items()):
-        axis.plot(
-            grid, values, color=COLOURS[index % len(COLOURS)],
-            linestyle=DASHES[index % len(DASHES)], label=name,
-        )  # fmt: skip
+        apart = max(1, len(grid) // 8)
+        axis.plot(grid, values, markevery=apart, **line_style(index), label=name)
     top = max(max(values) for _, values in densities.values())
     axis.set_ylim(top * 1e-9, top * 3)
     use_log_scale(axis)

@@ -5,14 +5,14 @@ that make no sense are refused while the command line is parsed, before any data
 """
 
 import logging
-import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from fairseq.criterions import CRITERION_REGISTRY
 
+from fairseq_sam.commands.number_types import at_least_zero, num_steps, positive, whole_number
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
@@ -20,13 +20,6 @@ from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS, WEI
 from fairseq_sam.training.gate import Gate
 
 logger = logging.getLogger(__name__)
-
-MAX_RADIUS = 1e6
-MAX_STEPS = 100
-"""Beyond these a run could only be a mistake: weights would overflow, an update never end."""
-
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 
 
 @dataclass(frozen=True)
@@ -67,7 +60,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group(f"Sharpness-aware minimisation ({method})")
     add = group.add_argument
     # fmt: off
-    add("--sam-rho", type=_radius, metavar="R",
+    add("--sam-rho", type=at_least_zero, metavar="R",
         help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM); 0 is the base "
              f"optimizer alone (default: {preset.rho:g})")
     add("--sam-norm", choices=NORMS, help=f"norm of the constraint (default: {preset.norm})")
@@ -79,32 +72,32 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--sam-risk", choices=RISKS,
         help="perturbed: minimise L(w + a_K), single-step; mean: minimise the mean of "
              f"L(w + a_k), k = 0..K, multi-step (default: {preset.risk})")
-    add("--sam-steps", type=_at_least(1, MAX_STEPS), metavar="K",
+    add("--sam-steps", type=num_steps, metavar="K",
         help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
              f"(default: {preset.num_steps})")
-    add("--sam-start-epoch", type=_at_least(1), default=1, metavar="N",
+    add("--sam-start-epoch", type=whole_number(1), default=1, metavar="N",
         help="first epoch that is perturbed; earlier ones are the base optimizer's, bit for bit")
-    add("--sam-start-update", type=_at_least(0), default=0, metavar="N",
+    add("--sam-start-update", type=whole_number(0), default=0, metavar="N",
         help="first update that is perturbed")
-    add("--sam-interval", type=_at_least(1), default=1, metavar="N",
+    add("--sam-interval", type=whole_number(1), default=1, metavar="N",
         help="perturb every N-th update only")
     add("--sam-loss-reduction", choices=LOSS_REDUCTIONS,
         help="the loss whose gradient the scales see: the mean, or the sum over the batch as in "
              f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
     add("--sam-exclude", type=_pattern, metavar="REGEX",
         help="leave parameters unperturbed whose names this regular expression is found in")
-    add("--sam-log-gradients", type=_at_least(1), metavar="N",
+    add("--sam-log-gradients", type=whole_number(1), metavar="N",
         help="log the norm of each layer's gradient every N-th update, as gnorm_LAYER; with "
              "--sam-rho 0 too (default: never)")
     add("--delta-sam-variant", choices=WEIGHTINGS[1:],
         help="weigh the sentences in the ascent direction as the published paper or as its draft "
              "does; needs a per_sentence_... criterion and combines with every other part "
              f"(default: {'none' if preset.weighting == 'uniform' else preset.weighting})")
-    add("--delta-sam-eta", type=_above_zero, default=preset.eta, metavar="E",
+    add("--delta-sam-eta", type=positive, default=preset.eta, metavar="E",
         help="η of the published weights: least first difference of a sentence's loss, in nats")
-    add("--delta-sam-beta", type=_radius, default=preset.beta, metavar="B",
+    add("--delta-sam-beta", type=at_least_zero, default=preset.beta, metavar="B",
         help="β of the draft's weights: how far they lie from uniform ones")
-    add("--delta-sam-probe-radius", type=_above_zero, metavar="H",
+    add("--delta-sam-probe-radius", type=positive, metavar="H",
         help="length of the random displacement at which the weights are measured; differences "
              "are scaled back to --sam-rho, whose own value is the paper to the letter (default: "
              "as long as the floating-point format needs, docs/results/delta_weights.md)")
@@ -201,40 +194,6 @@ def _flag_named(message: str) -> str:
     flags.update({part: f"delta-sam-{part}" for part in ("eta", "beta", "probe_radius")})
     flag = flags.get(name, f"sam-{name}").replace("_", "-")
     return f"--{flag}: {value} is not allowed: {reason}"
-
-
-def _number(text: str) -> float:
-    """Returns a number written in ASCII digits; Python's own would take ``1_0`` and ``inf``."""
-    return float(text) if _NUMBER.fullmatch(text) else math.nan
-
-
-def _radius(text: str) -> float:
-    value = _number(text)
-    if not 0 <= value <= MAX_RADIUS:
-        raise ArgumentTypeError(
-            f"{text} is not allowed: it must be a number from 0 to {MAX_RADIUS:g}"
-        )
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = _number(text)
-    if not 0 < value <= MAX_RADIUS:
-        raise ArgumentTypeError(
-            f"{text} is not allowed: it must be a number above 0, {MAX_RADIUS:g} at most"
-        )
-    return value
-
-
-def _at_least(least: int, most: Optional[int] = None) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text) if _WHOLE_NUMBER.fullmatch(text) else least - 1
-        if value < least or (most is not None and value > most):
-            allowed = f"{least} or more" if most is None else f"{least} to {most}"
-            raise ArgumentTypeError(f"{text} is not allowed: it must be a whole number, {allowed}")
-        return value
-
-    return whole_number
 
 
 def _pattern(text: str) -> str:

@@ -2,7 +2,7 @@
 """Encodes text as the pieces that a converted encoder's dict.txt lists: stdin to stdout.
 
 Example:
-    fairseq-sam convert all-MiniLM-L6-v2 minilm
+    fairseq-sam convert all-MiniLM-L6-v2 --output minilm/model.pt
     wordpiece.py minilm < train.txt > train.pieces
 """
 

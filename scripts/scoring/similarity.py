@@ -6,7 +6,7 @@ the seven test sets, "STS average", where all of them are there. A ρ that is un
 embeddings are the same, counts as 0.
 
 Example:
-    fairseq-sam sts checkpoint_last.pt SentEval/data/downstream --data data --json sts.json
+    fairseq-sam sts SentEval/data/downstream checkpoint_last.pt --data data --json sts.json
     similarity.py sts.json --output scores.json
 """
 

@@ -8,7 +8,7 @@ from typing import Any, Callable, List
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.perturbation.scales import SCALES
+from fairseq_sam.perturbation.ascent import SCALES
 from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
 
@@ -53,7 +53,7 @@ class TestFigures:
     ) -> None:
         paths = [str(trained.save_dir / f"checkpoint{epoch}.pt") for epoch in (1, 2)]
         written, plot = tmp_path / "norms.json", tmp_path / "norms.png"
-        flags = ("--json", written, "--out", plot, "--run", run_directory)
+        flags = ("--json", written, "--plot", plot, "--run", run_directory)
         assert gradients(corpus, *paths, *flags) == 0
         captured = capsys.readouterr()
         figures = json.loads(written.read_text())
@@ -85,7 +85,7 @@ class TestFigures:
         ]
         (run_directory / "train.log").write_text("".join(lines))
         written, plot = tmp_path / "norms.json", tmp_path / "norms.png"
-        assert gradients("--run", run_directory, "--json", written, "--out", plot) == 0
+        assert gradients("--run", run_directory, "--json", written, "--plot", plot) == 0
         table = {line.rsplit(maxsplit=8)[0]: line.split()[-8:] for line in printed_rows(capsys)}
         assert table["epoch"] == ["1", "5", "9", "13", "18", "22", "26", "30"]
         assert table["whole gradient"] == table["epoch"]
@@ -147,7 +147,7 @@ class TestErrors:
         assert "neither a log" in one_line(corpus, checkpoint, "--run", run_directory)
 
     @pytest.mark.parametrize(
-        "flags", ["--max-sentences 0", "--max-tokens x", "--seed x", "--out x.doc"]
+        "flags", ["--max-sentences 0", "--max-tokens x", "--seed x", "--plot x.doc"]
     )
     def test_misuse(self, flags: str, misused: Any) -> None:
         assert flags.split()[0] in misused("gradients", "data", "checkpoint.pt", *flags.split())

@@ -68,6 +68,14 @@ class TestFigures:
             alone = figures(corpus, path, "--points", 3)["surface"]["losses"][1]
             assert found["losses"][position] == pytest.approx(alone, rel=1e-5)
 
+    def test_m_sharpness_of_three(
+        self, figures: Any, checkpoint: str, earlier: str, corpus: Path
+    ) -> None:
+        arguments = ("--dimensions", 0, "--m-sharpness", "0.01", "--m", 8)
+        found = figures(corpus, checkpoint, *arguments, earlier, checkpoint)["m_sharpness"]
+        assert [each["checkpoint"] for each in found] == [checkpoint, earlier, checkpoint]
+        assert found[0]["radii"] == found[2]["radii"] != found[1]["radii"]
+
     def test_m_sharpness(self, figures: Any, checkpoint: str, corpus: Path, capsys: Any) -> None:
         arguments = (corpus, checkpoint, "--dimensions", 0, "--m-sharpness", "0.01,0.05")
         found = {m: figures(*arguments, "--m", m)["m_sharpness"][0] for m in (1, 3, 8)}
@@ -99,7 +107,7 @@ class TestFigures:
     ) -> None:
         out = tmp_path / f"plot{suffix}"
         arguments = (corpus, earlier, checkpoint, "--dimensions", 2, "--points", 3)
-        assert run(*arguments, "--m-sharpness", "0.01,0.1", "--m", 4, "--out", out) == 0
+        assert run(*arguments, "--m-sharpness", "0.01,0.1", "--m", 4, "--plot", out) == 0
         start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
         assert out.read_bytes().startswith(start)
         assert [path.name for path in tmp_path.iterdir()] == [out.name]
@@ -135,15 +143,18 @@ class TestErrors:
         error = one_line(corpus, checkpoint, "--dimensions", 0)
         assert "--dimensions 0" in error
         assert "--m-sharpness" in error
-        assert "--points 1" in one_line(corpus, checkpoint, "--points", 1)
 
     @pytest.mark.parametrize(
         "flags",
-        ["--m-sharpness 0", "--m-sharpness 0.1,-1", "--m 0", "--span 0", "--span -1",
+        ["--points 1", "--points 1001", "--points 1_0", "--points ٣",
+         "--m-sharpness 0", "--m-sharpness 0.1,-1", "--m 0", "--span 0", "--span -1",
          "--points 0", "--dimensions 3"],
     )  # fmt: skip
     def test_misuse(self, flags: str, misused: Any) -> None:
         assert flags.split()[0] in misused("landscape", "data", "checkpoint.pt", *flags.split())
+
+    def test_a_plane_through_three(self, misused: Any) -> None:
+        assert "2 CHECKPOINTs at most" in misused("landscape", "data", "1.pt", "2.pt", "3.pt")
 
 
 def test_batches_of_sentences(checkpoint: str, corpus: Path) -> None:

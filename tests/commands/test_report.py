@@ -297,8 +297,57 @@ class TestReport:
     def test_unknown_image_format(self, tmp_path, capsys):
         pytest.importorskip("matplotlib")
         run = write_run(tmp_path / "run")
-        assert main(["report", str(run), "--plot", str(tmp_path / "curves.nonsense")]) == 1
-        assert capsys.readouterr().err.count("\n") == 1
+        with pytest.raises(SystemExit) as caught:
+            main(["report", str(run), "--plot", str(tmp_path / "curves.nonsense")])
+        assert caught.value.code == 2
+        assert "argument --plot: " in capsys.readouterr().err
+
+    def test_json(self, tmp_path):
+        runs = [
+            str(write_run(tmp_path / name, shift=shift, bleu=shift, sharpness=0.1))
+            for name, shift in (("a", 0.5), ("b", math.nan))
+        ]
+        written = tmp_path / "report.json"
+        assert main(["report", *runs, "--json", str(written)]) == 0
+        figures = json.loads(written.read_text(), parse_constant=pytest.fail)
+        found = read_run(Path(runs[0]), "a")
+        first, second = figures["runs"]
+        assert (first["run"], first["name"], second["name"]) == (runs[0], "a", "b")
+        assert first["scores"]["BLEU"]["score"] == 0.5
+        assert second["scores"]["BLEU"]["score"] is None
+        assert first["best_valid_loss"] == found.best_valid_loss()
+        assert [each["epoch"] for each in first["epochs"]] == [e.epoch for e in found.epochs]
+        assert first["epochs"][-1]["sharpness"] == found.epochs[-1].train["sharpness"]
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
+    def test_full_disk(self, tmp_path, monkeypatch, capsys):
+        run, target = write_run(tmp_path / "run"), tmp_path / "report.md"
+        write = Path.write_text
+
+        def full(path, text, **kwargs):
+            write(path, text[:9], **kwargs)
+            write(Path("/dev/full"), text)
+
+        monkeypatch.setattr(Path, "write_text", full)
+        assert main(["report", str(run), "--output", str(target)]) == 1
+        error = capsys.readouterr().err
+        assert (
+            error
+            == f"fairseq-sam report: error: {target}: cannot write (No space left on device)\n"
+        )
+        assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+    @pytest.mark.parametrize("flag", ["--json", "--output"])
+    def test_a_directory_is_no_file(self, tmp_path, flag, failing):
+        run = write_run(tmp_path / "run")
+        assert f"{tmp_path}: is a directory" in failing("report", run, flag, tmp_path)
+
+    @pytest.mark.parametrize("flag", ["--json", "--plot", "--output"])
+    def test_nowhere_to_write(self, tmp_path, flag, failing):
+        pytest.importorskip("matplotlib")
+        path = tmp_path / "absent" / "file.png"
+        run = write_run(tmp_path / "run")
+        assert f"{path}: its directory does not exist" in failing("report", run, flag, path)
 
     def test_bad_regular_expression(self, tmp_path):
         with pytest.raises(SystemExit) as caught:

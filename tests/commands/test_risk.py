@@ -40,13 +40,14 @@ class TestFigures:
     ) -> None:
         written = tmp_path / "risk.json"
         before = Path(checkpoint).read_bytes()
-        assert risk(checkpoint, corpus, "--json", written) == 0
+        assert risk(corpus, checkpoint, "--json", written) == 0
         captured = capsys.readouterr()
-        figures = json.loads(written.read_text())
+        content = json.loads(written.read_text())
+        (figures,) = content["checkpoints"]
         assert figures["num_sentences"] == NUM_VALID
         assert figures["criterion"] == "per_sentence_label_smoothed_cross_entropy"
-        assert (figures["rho"], figures["steps"], figures["norm"]) == (0.05, 1, "l2")
-        assert figures["unit"] == "nats per sentence"
+        assert (content["rho"], content["steps"], content["norm"]) == (0.05, 1, "l2")
+        assert content["unit"] == "nats per sentence"
         clean, adversarial = figures["clean"]["mean"], figures["adversarial"]["mean"]
         assert adversarial > clean > 0
         assert figures["difference"]["mean"] == pytest.approx(adversarial - clean)
@@ -65,9 +66,10 @@ class TestFigures:
         self, trained: Run, checkpoint: str, corpus: Path, tmp_path: Path
     ) -> None:
         written = tmp_path / "risk.json"
-        assert risk(checkpoint, corpus, "--json", written) == 0
+        assert risk(corpus, checkpoint, "--json", written) == 0
         tokens = sum(len(line.split()) + 1 for line in self.target_lines(checkpoint, corpus))
-        bits = json.loads(written.read_text())["clean"]["mean"] * NUM_VALID / tokens / math.log(2)
+        (figures,) = json.loads(written.read_text())["checkpoints"]
+        bits = figures["clean"]["mean"] * NUM_VALID / tokens / math.log(2)
         assert bits == pytest.approx(trained.values("loss", "valid")[-1], abs=2e-3)
 
     @staticmethod
@@ -82,8 +84,9 @@ class TestFigures:
         found = []
         for number, flags in enumerate((["--rho", 0.01], ["--rho", 0.5], ["--steps", 4])):
             written = tmp_path / f"{number}.json"
-            assert risk(checkpoint, corpus, *flags, "--json", written) == 0
-            found.append(json.loads(written.read_text())["difference"]["mean"])
+            assert risk(corpus, checkpoint, *flags, "--json", written) == 0
+            (figures,) = json.loads(written.read_text())["checkpoints"]
+            found.append(figures["difference"]["mean"])
         assert 0 < found[0] < found[1]
         assert found[0] < found[2]
 
@@ -101,9 +104,29 @@ class TestFigures:
 
     def test_criterion_of_another_kind(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
         written = tmp_path / "risk.json"
-        assert risk(checkpoint, corpus, "--criterion", "cross_entropy", "--json", written) == 0
-        figures = json.loads(written.read_text())
+        assert risk(corpus, checkpoint, "--criterion", "cross_entropy", "--json", written) == 0
+        (figures,) = json.loads(written.read_text())["checkpoints"]
         assert figures["criterion"] == "per_sentence_cross_entropy"
+
+    def test_several_checkpoints_and_a_picture(
+        self, trained: Run, checkpoint: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        other = tmp_path / "run" / "other.pt"
+        other.parent.mkdir()
+        other.write_bytes(Path(checkpoint).read_bytes())
+        written, picture = tmp_path / "risk.json", tmp_path / "risk.svg"
+        # Flags may stand between the checkpoints.
+        assert risk(corpus, checkpoint, "--json", written, other, "--plot", picture) == 0
+        first, second = json.loads(written.read_text())["checkpoints"]
+        assert (first.pop("checkpoint"), second.pop("checkpoint")) == (checkpoint, str(other))
+        names = [each.pop("name") for each in (first, second)]
+        assert names[0] != names[1]
+        assert names[1].endswith("run/other")
+        assert first == second
+        assert "run/other |" in capsys.readouterr().out
+        image = picture.read_text(encoding="utf-8")
+        assert all(text in image for text in ("run/other", "nats per sentence", "difference"))
 
     def test_criterion_keeps_the_flags_of_training(self, checkpoint: str, corpus: Path) -> None:
         model = load_trained_model(checkpoint, str(corpus))
@@ -117,7 +140,7 @@ class TestFigures:
     def test_without_user_dir_from_anywhere(
         self, checkpoint: str, corpus: Path, tmp_path: Path
     ) -> None:
-        command = [sys.executable, "-m", "fairseq_sam.commands", "risk", checkpoint, str(corpus)]
+        command = [sys.executable, "-m", "fairseq_sam.commands", "risk", str(corpus), checkpoint]
         result = subprocess.run(
             [*command, "--cpu"],
             cwd=tmp_path,
@@ -139,7 +162,7 @@ class TestErrors:
     def test_criterion_without_sentences(
         self, one_line: Any, checkpoint: str, corpus: Path, name: str
     ) -> None:
-        error = one_line(checkpoint, corpus, "--criterion", name)
+        error = one_line(corpus, checkpoint, "--criterion", name)
         assert f"criterion {name} has no per-sentence losses" in error
         assert "--criterion" in error
 
@@ -154,8 +177,9 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         "flags",
-        ["--rho 0", "--rho -0.1", "--rho inf", "--rho x", "--steps 0", "--norm l1",
+        ["--rho 0", "--rho -0.1", "--rho inf", "--rho x", "--steps 0", "--steps 1001", "--norm l1",
+         "--rho 1_0", "--rho 1e300", "--steps ٣", "--seed -1", "--plot x.doc",
          "--max-sentences 0", "--seed x"],
     )  # fmt: skip
     def test_misuse(self, flags: str, misused: Any) -> None:
-        assert flags.split()[0] in misused("risk", "checkpoint.pt", "data", *flags.split())
+        assert flags.split()[0] in misused("risk", "data", "checkpoint.pt", *flags.split())

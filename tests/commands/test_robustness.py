@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 import torch
 
-from fairseq_sam.commands import checkpoint_names, main, radii, robustness
+from fairseq_sam.commands import checkpoint_names, main, number_types, robustness
 from fairseq_sam.evaluation_data import mini_batches
 from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 from fairseq_sam.task_scores import BLEU, bleu_overrides, task_scores
@@ -124,7 +124,7 @@ class TestFigures:
         out, written = tmp_path / "plot.svg", tmp_path / "figures.json"
         arguments = (corpus, earlier, checkpoint, "--radii", "0.1,1", "--steps", 1, "--bleu")
         generation = ("--eval-bleu-args", '{"beam": 1, "max_len_b": 10}')
-        assert run(*arguments, *generation, "--out", out, "--json", written) == 0
+        assert run(*arguments, *generation, "--plot", out, "--json", written) == 0
         captured = capsys.readouterr()
         assert "BLEU (tokenised):" in captured.out
         assert captured.err == ""
@@ -164,7 +164,10 @@ class TestErrors:
         torch.save(state, tmp_path / "nan.pt")
         assert "nan.pt: the loss is not finite" in one_line(corpus, tmp_path / "nan.pt")
 
-    def test_a_radius_too_large(self, checkpoint: str, corpus: Path, capsys: Any) -> None:
+    def test_a_radius_too_large(
+        self, checkpoint: str, corpus: Path, capsys: Any, monkeypatch: Any
+    ) -> None:
+        monkeypatch.setattr(number_types, "LARGEST_RADIUS", 1e30)
         assert run(corpus, checkpoint, "--radii", "0.1,1e30", "--corruption", "random") == 1
         assert "the loss is not finite at the radius 1e+30" in capsys.readouterr().err
 
@@ -195,7 +198,7 @@ class TestErrors:
         "flags",
         ["--radii 0", "--radii 0.1,-1", "--radii nan", "--radii 0.1,0.1", "--radii ,",
          "--steps 0", "--draws 0", "--norm l1", "--corruption worst", "--eval-bleu-args beam",
-         "--max-tokens 0", "--out plot.doc"],
+         "--max-tokens 0", "--plot plot.doc"],
     )  # fmt: skip
     def test_misuse(self, flags: str, misused: Any) -> None:
         assert flags.split()[0] in misused(
@@ -212,7 +215,7 @@ class TestErrors:
 def test_examples() -> None:
     import doctest
 
-    for module in (checkpoint_names, radii):
+    for module in (checkpoint_names,):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

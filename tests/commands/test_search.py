@@ -88,7 +88,7 @@ class TestFinds:
 
     def test_another_plot(self, tmp_path):
         plot = tmp_path / "radius.svg"
-        assert search(tmp_path / "out", options=["--out-plot", plot]) == 0
+        assert search(tmp_path / "out", options=["--plot", plot]) == 0
         assert "<svg" in plot.read_text()
         assert not (tmp_path / "out" / "search.png").exists()
 
@@ -288,7 +288,7 @@ class TestRefuses:
             (["--parallel", "0"], [], "--parallel"),
             (["--start-from", "missing.pt"], [], "--start-from"),
             (["--json", "missing/found.json"], [], "--json"),
-            (["--out-plot", "plot.txt"], [], "--out-plot"),
+            (["--plot", "plot.txt"], [], "--plot"),
         ],
     )
     def test_misuse_before_anything_runs(self, tmp_path, capsys, options, flags, named):

@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict
 import numpy as np
 import pytest
 
-from fairseq_sam.commands import main
+from fairseq_sam.commands import main, number_types
 from tests.conftest import REAL_DATA
 from tests.idx_files import write_idx, write_mnist
 
@@ -31,7 +31,7 @@ class TestFigures:
     def test_printed_written_and_drawn(self, mnist: Path, tmp_path: Path, capsys: Any) -> None:
         pytest.importorskip("matplotlib")
         written, drawn = tmp_path / "shift.json", tmp_path / "shift.png"
-        assert shift("--data", mnist, *QUICK, "--json", written, "--out", drawn) == 0
+        assert shift("--data", mnist, *QUICK, "--json", written, "--plot", drawn) == 0
         captured = capsys.readouterr()
         figures = json.loads(written.read_text())
         assert figures["shares"] == [0.25, 0.5, 0.75, 1.0]
@@ -99,7 +99,8 @@ class TestClaims:
 
 
 class TestErrors:
-    def test_decay_that_leaves_no_weights(self, mnist: Path, capsys: Any) -> None:
+    def test_decay_that_leaves_no_weights(self, mnist: Path, capsys: Any, monkeypatch: Any) -> None:
+        monkeypatch.setattr(number_types, "LARGEST_RADIUS", 1e30)
         assert shift("--data", mnist, "--trials", 3, "--weight-decay", 1e30) == 1
         captured = capsys.readouterr()
         assert captured.err.startswith("fairseq-sam shift: error: --weight-decay 1e+30: ")
@@ -122,17 +123,17 @@ class TestErrors:
 
     def test_without_matplotlib(self, one_line: Any, monkeypatch: Any, tmp_path: Path) -> None:
         monkeypatch.setitem(sys.modules, "matplotlib", None)
-        assert "pip install matplotlib" in one_line("--out", tmp_path / "shift.png")
+        assert "pip install matplotlib" in one_line("--plot", tmp_path / "shift.png")
 
     def test_nowhere_to_write(self, one_line: Any, tmp_path: Path) -> None:
-        for flag, name in (("--json", "shift.json"), ("--out", "shift.png")):
+        for flag, name in (("--json", "shift.json"), ("--plot", "shift.png")):
             path = tmp_path / "absent" / name
             assert "its directory does not exist" in one_line(flag, path)
 
     @pytest.mark.parametrize(
         "flags",
         ["--trials 2", "--trials x", "--weight-decay 0", "--weight-decay inf", "--max-steps 0",
-         "--max-examples 0", "--seed x", "--seed -1", "--mixture none", "--out shift.gif"],
+         "--max-examples 0", "--seed x", "--seed -1", "--mixture none", "--plot shift.gif"],
     )  # fmt: skip
     def test_misuse(self, flags: str, misused: Any) -> None:
         assert flags.split()[0] in misused("shift", *flags.split())

@@ -57,7 +57,7 @@ class TestFigures:
         paths = [str(trained.save_dir / f"checkpoint{epoch}.pt") for epoch in (1, 2)]
         before = [Path(path).read_bytes() for path in paths]
         plot = tmp_path / "plot.png"
-        found = figures(corpus, *paths, *FEW, "--out", plot)
+        found = figures(corpus, *paths, *FEW, "--plot", plot)
         captured = capsys.readouterr()
         assert found["matrix"] == "hessian"
         assert found["unit"] == "nats per unit"
@@ -87,7 +87,7 @@ class TestFigures:
         self, matrix: str, checkpoint: str, corpus: Path, figures: Any, tmp_path: Path
     ) -> None:
         plot = tmp_path / "plot.pdf"
-        flags = ("--matrix", matrix, "--top", 20, "--density", "--out", plot)
+        flags = ("--matrix", matrix, "--top", 20, "--density", "--plot", plot)
         (result,) = figures(corpus, checkpoint, *flags)["checkpoints"]
         values = result["eigenvalues"]
         draws = 2 if matrix == "fisher" else 1
@@ -167,7 +167,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "flags",
         ["--top 0", "--top x", "--tolerance 0", "--tolerance nan", "--trace-samples 0",
-         "--samples 0", "--matrix gauss", "--max-tokens 0", "--out x.doc"],
+         "--samples 0", "--matrix gauss", "--max-tokens 0", "--plot x.doc"],
     )  # fmt: skip
     def test_misuse(self, flags: str, misused: Any) -> None:
         assert flags.split()[0] in misused("spectrum", "data", "checkpoint.pt", *flags.split())

@@ -23,7 +23,7 @@ SENTENCES = ["a man play ##s the guitar .", "the guitar", "a man", "un ##known",
 def made(tmp_path_factory: pytest.TempPathFactory) -> MadeEncoder:
     made = write_encoder(tmp_path_factory.mktemp("made") / "source")
     (made.folder / "tokenizer.json").write_text("{}")
-    assert main(["convert", str(made.folder), str(made.folder.parent / "out")]) == 0
+    assert main(["convert", str(made.folder), f"--output={made.folder.parent}/out/model.pt"]) == 0
     (made.folder.parent / "out" / "tokenizer.json").unlink()
     return made
 
@@ -68,7 +68,7 @@ class TestFigures:
 
     def test_table_and_json(self, checkpoint: Path, folder: Path, capsys: Any) -> None:
         written = folder / "sts.json"
-        assert sts(checkpoint, folder, "--tokenizer", "none", "--json", written) == 0
+        assert sts(folder, checkpoint, "--tokenizer", "none", "--json", written) == 0
         captured = capsys.readouterr()
         figures = json.loads(written.read_text())
         assert figures["pooling"] == "mean"
@@ -87,7 +87,7 @@ class TestFigures:
         from scipy.stats import spearmanr
 
         written = folder / "sts.json"
-        assert sts(checkpoint, folder, "--tokenizer", "none", "--json", written) == 0
+        assert sts(folder, checkpoint, "--tokenizer", "none", "--json", written) == 0
 
         def embedding(sentence: str) -> torch.Tensor:
             indices = [made.pieces.index(p) for p in ["[CLS]", *sentence.split(), "[SEP]"]]
@@ -102,14 +102,14 @@ class TestFigures:
     def test_missing_sets_are_said(self, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
         pairs = [["1", "a", "the"], ["2", "a", "man"]]
         write_sts(tmp_path, "STS14", "images", pairs)
-        assert sts(checkpoint, tmp_path, "--tokenizer", "none") == 0
+        assert sts(tmp_path, checkpoint, "--tokenizer", "none") == 0
         captured = capsys.readouterr()
         assert "SICK-R: skipped, there is no" in captured.err
         assert "STS14" in captured.out
         assert "STS12" not in captured.out
 
     def test_development_set(self, checkpoint: Path, folder: Path, capsys: Any) -> None:
-        assert sts(checkpoint, folder, "--tokenizer", "none", "--dev", "--pooling", "cls") == 0
+        assert sts(folder, checkpoint, "--tokenizer", "none", "--dev", "--pooling", "cls") == 0
         out = capsys.readouterr().out
         assert "STS-B dev" in out
         assert "cls pooling" in out
@@ -124,7 +124,7 @@ class TestFigures:
         data.mkdir()
         (data / "dict.txt").write_text((checkpoint.parent / "dict.txt").read_text())
         tokenizers.BertWordPieceTokenizer(str(source)).save(str(data / "tokenizer.json"))
-        assert sts(checkpoint, folder, "--data", data) == 0
+        assert sts(folder, checkpoint, "--data", data) == 0
 
 
 class TestErrors:
@@ -133,25 +133,25 @@ class TestErrors:
         return lambda *arguments: failing("sts", *arguments, "--cpu")
 
     def test_no_data_sets(self, one_line: Any, checkpoint: Path, tmp_path: Path) -> None:
-        assert "has none of the sets" in one_line(checkpoint, tmp_path)
+        assert "has none of the sets" in one_line(tmp_path, checkpoint)
 
     def test_no_dictionary(self, one_line: Any, folder: Path) -> None:
         assert "has no dict.txt: give its directory with --data" in one_line(
-            folder / "model.pt", folder
+            folder, folder / "model.pt"
         )
 
     def test_no_tokenizer(self, one_line: Any, checkpoint: Path, folder: Path) -> None:
-        assert "give it with --tokenizer" in one_line(checkpoint, folder)
+        assert "give it with --tokenizer" in one_line(folder, checkpoint)
         absent = folder / "absent.json"
-        assert "absent.json: no such file" in one_line(checkpoint, folder, "--tokenizer", absent)
+        assert "absent.json: no such file" in one_line(folder, checkpoint, "--tokenizer", absent)
 
     def test_no_checkpoint(self, one_line: Any, checkpoint: Path, folder: Path) -> None:
         absent = checkpoint.with_name("absent.pt")
-        assert "absent.pt: no such file" in one_line(absent, folder, "--tokenizer", "none")
+        assert "absent.pt: no such file" in one_line(folder, absent, "--tokenizer", "none")
 
     def test_nowhere_to_write(self, one_line: Any, checkpoint: Path, folder: Path) -> None:
         path = folder / "absent" / "sts.json"
-        assert "its directory does not exist" in one_line(checkpoint, folder, "--json", path)
+        assert "its directory does not exist" in one_line(folder, checkpoint, "--json", path)
 
     def test_another_model(self) -> None:
         trained = TrainedModel(torch.nn.Linear(1, 1), None, None)

@@ -34,7 +34,7 @@ def convert(tmp_path: Path) -> Convert:
     def run(**settings: Any) -> Tuple[MadeEncoder, TrainedModel]:
         made = write_encoder(tmp_path / "source", **settings)
         needs_tokenizer(made.folder)
-        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         return made, load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
 
     return run
@@ -120,7 +120,7 @@ class TestHiddenStates:
         (made.folder / "pytorch_model.bin").unlink()
         library.save_file(made.weights, str(made.folder / "model.safetensors"))
         needs_tokenizer(made.folder)
-        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
         assert_same_states(made, trained, SENTENCES)
 
@@ -142,7 +142,7 @@ class TestHiddenStates:
         graph = onnx.helper.make_graph(nodes, "made", [], [], initializer=stored)
         onnx.save(onnx.helper.make_model(graph), str(made.folder / "model.onnx"))
         needs_tokenizer(made.folder)
-        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         trained = load_trained_model(str(tmp_path / "out" / "model.pt"), str(tmp_path / "out"))
         assert_same_states(made, trained, SENTENCES)
 
@@ -216,7 +216,7 @@ class TestFiles:
     def test_same_bytes_again(self, convert: Convert, tmp_path: Path) -> None:
         _, trained = convert()
         again = tmp_path / "again"
-        assert main(["convert", str(tmp_path / "source"), str(again)]) == 0
+        assert main(["convert", str(tmp_path / "source"), "--output", str(again / "model.pt")]) == 0
         other = load_trained_model(str(again / "model.pt"), str(again)).model.state_dict()
         for name, value in trained.model.state_dict().items():
             assert torch.equal(value, other[name]), name
@@ -250,7 +250,7 @@ class TestErrors:
     @pytest.fixture
     def one_line(self, made: MadeEncoder, tmp_path: Path, capsys: Any) -> Callable[[], str]:
         def run() -> str:
-            assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 1
+            assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 1
             error = str(capsys.readouterr().err)
             assert error.count("\n") == 1
             assert not (tmp_path / "out" / "model.pt").exists()
@@ -315,11 +315,28 @@ class TestErrors:
         assert f"pip install {package}" in one_line()
 
     def test_existing_output(self, made: MadeEncoder, tmp_path: Path, capsys: Any) -> None:
-        out = str(tmp_path / "out")
-        assert main(["convert", str(made.folder), out]) == 0
-        assert main(["convert", str(made.folder), out]) == 1
+        out = str(tmp_path / "out" / "model.pt")
+        assert main(["convert", str(made.folder), "--output", out]) == 0
+        assert main(["convert", str(made.folder), "--output", out]) == 1
         assert "exists (--force overwrites it)" in capsys.readouterr().err
-        assert main(["convert", str(made.folder), out, "--force"]) == 0
+        assert main(["convert", str(made.folder), "--output", out, "--force"]) == 0
+
+    def test_a_dictionary_of_somebody_else_stays(
+        self, made: MadeEncoder, tmp_path: Path, capsys: Any
+    ) -> None:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        (folder / "dict.txt").write_text("mine 1\n")
+        assert main(["convert", str(made.folder), "--output", str(folder / "model.pt")]) == 1
+        assert f"{folder / 'dict.txt'}: exists" in capsys.readouterr().err
+        assert [path.name for path in folder.iterdir()] == ["dict.txt"]
+
+    @pytest.mark.parametrize("output", ["folder", "folder/", "model.bin"])
+    def test_output_is_a_checkpoint(self, made: MadeEncoder, output: str, capsys: Any) -> None:
+        with pytest.raises(SystemExit) as caught:
+            main(["convert", str(made.folder), "--output", output])
+        assert caught.value.code == 2
+        assert "convert: error: argument --output: " in capsys.readouterr().err
 
 
 class TestTokenizer:
@@ -339,7 +356,7 @@ class TestTokenizer:
     def test_pieces_are_words_of_the_dictionary(self, tmp_path: Path) -> None:
         made = write_encoder(tmp_path / "source")
         out = tmp_path / "out"
-        assert main(["convert", str(made.folder), str(out)]) == 0
+        assert main(["convert", str(made.folder), "--output", str(out / "model.pt")]) == 0
         first, empty, last, end = self.pieces(out, f"{self.LINE}\n\nthe\u2028man\n")
         assert first == "a man play ##s [UNK] the un ##known guitar ##ist ."
         assert (empty, last, end) == ("", "the man", "")
@@ -349,14 +366,14 @@ class TestTokenizer:
     def test_case_is_kept_where_the_source_keeps_it(self, tmp_path: Path) -> None:
         made = write_encoder(tmp_path / "source")
         (made.folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         assert self.pieces(tmp_path / "out", "A man\n")[0] == "[UNK] man"
 
     def test_byte_level(self, tmp_path: Path) -> None:
         pieces = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "Ġa", "<mask>"]
         made = write_encoder(tmp_path / "source", pieces=pieces, **ROBERTA)
         (made.folder / "merges.txt").write_text("#version: 0.2\nĠ a\n", encoding="utf-8")
-        assert main(["convert", str(made.folder), str(tmp_path / "out")]) == 0
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         assert self.pieces(tmp_path / "out", "ab a\n")[0] == "a b Ġa"
 
     def test_script_without_a_tokenizer(self, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any, List
 
 import pytest
 
-NUMBER = "must be a number from 0 to 1e+06"
+NUMBER = "must be a finite number, 0 or more"
 
 # Flags, and what the message must say: flag, value, allowed.
 BAD = [
@@ -17,12 +17,12 @@ BAD = [
     ("--sam-rho 1e300", ["--sam-rho", "1e300", NUMBER]),
     ("--sam-rho 1_0", ["--sam-rho", "1_0", NUMBER]),
     ("--sam-rho ٣", ["--sam-rho", "٣", NUMBER]),
-    ("--delta-sam-eta 0", ["--delta-sam-eta", "0", "must be a number above 0"]),
+    ("--delta-sam-eta 0", ["--delta-sam-eta", "0", "must be a finite number above 0"]),
     ("--delta-sam-beta inf", ["--delta-sam-beta", "inf", NUMBER]),
-    ("--sam-steps 0", ["--sam-steps", "0", "must be a whole number, 1 to 100"]),
-    ("--sam-steps 1.5", ["--sam-steps", "1.5", "must be a whole number, 1 to 100"]),
-    ("--sam-steps 101", ["--sam-steps", "101", "must be a whole number, 1 to 100"]),
-    ("--sam-steps 1_0", ["--sam-steps", "1_0", "must be a whole number, 1 to 100"]),
+    ("--sam-steps 0", ["--sam-steps", "0", "must be a whole number, 1 or more"]),
+    ("--sam-steps 1.5", ["--sam-steps", "1.5", "must be a whole number, 1 or more"]),
+    ("--sam-steps 1001", ["--sam-steps", "1001", "must be a whole number, 1 or more"]),
+    ("--sam-steps 1_0", ["--sam-steps", "1_0", "must be a whole number, 1 or more"]),
     ("--sam-scale heavy", ["--sam-scale", "heavy", "weight-over-gradient"]),
     ("--sam-norm l3", ["--sam-norm", "l3", "l2", "linf"]),
     ("--sam-granularity word", ["--sam-granularity", "word", "filter", "layer"]),

@@ -17,7 +17,7 @@ SENTENCES = ["a man play ##s the guitar .", "the guitar", "a man .", "un ##known
 def convert(folder: Path, **settings: Any) -> Path:
     made = write_encoder(folder / "source", **settings)
     (made.folder / "tokenizer.json").write_text("{}")
-    assert main(["convert", str(made.folder), str(folder / "out")]) == 0
+    assert main(["convert", str(made.folder), "--output", str(folder / "out" / "model.pt")]) == 0
     return folder / "out"
 
 
@@ -101,7 +101,7 @@ def test_mirror_bert_then_sts(
     written = tmp_path / "sts.json"
     last = str(run.save_dir / "checkpoint_last.pt")
     arguments = ["--data", str(sentences), "--tokenizer", "none", "--json", str(written), "--cpu"]
-    assert main(["sts", last, str(tmp_path), *arguments]) == 0
+    assert main(["sts", str(tmp_path), last, *arguments]) == 0
     assert '"pooling": "cls"' in written.read_text()
 
 

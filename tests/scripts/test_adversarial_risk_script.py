@@ -105,7 +105,9 @@ def test_too_few_sentences(sentences: Path, tmp_path: Path) -> None:
 def write_result(run: Path, accuracy: float, clean: float, adversarial: float) -> None:
     run.mkdir()
     means = {"clean": clean, "adversarial": adversarial, "difference": adversarial - clean}
-    (run / "risk.json").write_text(json.dumps({k: {"mean": v} for k, v in means.items()}))
+    (run / "risk.json").write_text(
+        json.dumps({"checkpoints": [{k: {"mean": v} for k, v in means.items()}]})
+    )
     line = '2024-01-01 | INFO | valid | {"epoch": 4, "valid_accuracy": "%s"}\n'
     (run / "train.log").write_text(line % 1.0 + line % accuracy + "| INFO | train | done\n")
 

@@ -90,7 +90,7 @@ class TestFullSize:
     def test_scored_is_the_last_checkpoint_on_test_and_development_sets(self, places):
         commands = dry_run("mirror_bert", *places(), "--seeds", 1, "--methods", "baseline")
         test, dev = [c for c in commands if "sts" in c]
-        assert test[4] == dev[4] == "O/runs/baseline/seed1/checkpoints/checkpoint_last.pt"
+        assert test[5] == dev[5] == "O/runs/baseline/seed1/checkpoints/checkpoint_last.pt"
         assert ("--dev" in test, "--dev" in dev) == (False, True)
 
 
@@ -154,7 +154,9 @@ def test_small(tmp_path):
     letters = [f"{prefix}{letter}" for letter in ascii_lowercase for prefix in ("", "##")]
     pieces = list(dict.fromkeys([*BERT_PIECES, *letters]))
     write_encoder(tmp_path / "hugging", pieces, max_position_embeddings=512)
-    assert main(["convert", str(tmp_path / "hugging"), str(tmp_path / "encoder")]) == 0
+    assert (
+        main(["convert", str(tmp_path / "hugging"), f"--output={tmp_path}/encoder/model.pt"]) == 0
+    )
     data, sts = REAL_DATA / "mirror-bert", tmp_path / "sts"
     sts.mkdir()
     if REAL_DATA.is_dir():

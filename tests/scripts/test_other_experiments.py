@@ -325,7 +325,9 @@ def test_glue_small(tmp_path, task):
     letters = [f"{prefix}{letter}" for letter in ascii_lowercase for prefix in ("", "##")]
     pieces = list(dict.fromkeys([*BERT_PIECES, *letters]))
     write_encoder(tmp_path / "hugging", pieces, max_position_embeddings=64)
-    assert main(["convert", str(tmp_path / "hugging"), str(tmp_path / "encoder")]) == 0
+    assert (
+        main(["convert", str(tmp_path / "hugging"), f"--output={tmp_path}/encoder/model.pt"]) == 0
+    )
     out = tmp_path / "out"
     result = run(
         "glue", task, "--small", "--model", tmp_path / "encoder",
