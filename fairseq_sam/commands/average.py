@@ -65,6 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Averages and writes."""
     _check_arguments(args)
+    if os.path.isdir(args.output):
+        raise CommandError(f"{args.output}: is a directory")
     if os.path.exists(args.output) and not args.force:
         raise CommandError(f"{args.output}: exists (--force overwrites it)")
     if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
@@ -89,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     """Stops with status 2 where arguments do not fit together."""
+    if not args.output:
+        args.misuse("argument --output: '' is no name of a file")
     by_number = args.last_epochs is not None or args.last_updates is not None
     if by_number and len(args.inputs) != 1:
         args.misuse("--last-epochs and --last-updates take exactly one DIR")

@@ -23,7 +23,7 @@ from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.number_types import count
 from fairseq_sam.commands.plotting import check_can_plot
 from fairseq_sam.commands.quiet import only_warnings
-from fairseq_sam.reporting.json_file import write_json
+from fairseq_sam.files import write_json
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
+import sys
 from pathlib import Path
 
 from fairseq_sam.commands.errors import CommandError
@@ -21,6 +21,9 @@ there are any, the results of `sacrebleu --format json` (*.json) and of fairseq-
 (generate*.txt). Losses and sharpness are in bits, as fairseq logs them; seconds per epoch are
 training time without validation. Where a method has runs of several radii, the plot shows their
 lowest validation losses by radius as well.
+
+A file or a directory that cannot be read is named on stderr, and the rest is shown. The exit status
+is 1 if a directory held no run.
 """
 
 
@@ -69,25 +72,39 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the runs, prints the table, writes what was asked for."""
+    from fairseq_sam.files import write_text
     from fairseq_sam.reporting.runs import RunError, read_run, run_names
     from fairseq_sam.reporting.table import markdown_table
 
     directories = [Path(path) for path in args.runs]
     try:
         names = run_names(directories, args.relative_to)
-        runs = [read_run(path, name) for path, name in zip(directories, names)]
+        runs, failures = [], []
+        for path, name in zip(directories, names):
+            try:
+                runs.append(read_run(path, name, _pass_over))
+            except RunError as error:  # the others are shown all the same
+                failures.append(str(error))
+        if not runs:
+            raise RunError("; ".join(failures))
+        for failure in failures:
+            _pass_over(failure)
         table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper), args.summary)
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")
         if args.output is not None:
-            _write(text, args.output)
+            write_text(args.output, text)
         if args.plot is not None:
             _plot(runs, args)
     except RunError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}") from error
-    return 0
+        raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
+    return 1 if failures else 0
+
+
+def _pass_over(fault: str) -> None:
+    print(f"fairseq-sam report: passed over: {fault}", file=sys.stderr)
 
 
 def _plot(runs: list, args: argparse.Namespace) -> None:
@@ -99,12 +116,6 @@ def _plot(runs: list, args: argparse.Namespace) -> None:
         raise CommandError(f"--plot needs matplotlib ({error}): pip install matplotlib") from error
     except ValueError as error:
         raise CommandError(f"{args.plot}: {error}".splitlines()[0]) from error
-
-
-def _write(text: str, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _regular_expression(text: str) -> str:

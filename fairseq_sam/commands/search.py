@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import shlex
 import signal
@@ -211,7 +210,7 @@ def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
 
 
 def _show(args: argparse.Namespace, summary: Summary) -> None:
-    from fairseq_sam.search.files import write_text
+    from fairseq_sam.files import write_json, write_text
     from fairseq_sam.search.plot import write_plot
     from fairseq_sam.search.summary import as_json, markdown
 
@@ -219,7 +218,7 @@ def _show(args: argparse.Namespace, summary: Summary) -> None:
     print(table, end="")
     write_text(args.out / "search.md", table)
     if args.json is not None:
-        write_text(args.json, json.dumps(as_json(summary), indent=2) + "\n")
+        write_json(as_json(summary), args.json)
     try:
         write_plot(summary, args.out_plot or args.out / "search.png")
     except ImportError as error:

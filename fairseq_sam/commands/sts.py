@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List
 
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.files import write_json
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset
@@ -169,17 +168,8 @@ def _figures(
     }
 
 
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
 def _write_json(content: Dict[str, Any], path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
     try:
-        temporary.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
+        write_json(content, path)
     except OSError as error:
         raise CommandError(f"{path}: cannot write ({error.strerror})") from None

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import statistics
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from fairseq_sam.reporting.deviation import sample_deviation
+from fairseq_sam.reporting.deviation import mean_of, sample_deviation
 from fairseq_sam.reporting.print_style import figure_file, legend_below, line_style
 from fairseq_sam.reporting.runs import Run, group_runs, is_perturbed
 
@@ -56,9 +55,7 @@ def _mean_curve(runs: Iterable[_Points]) -> Curve:
             by_epoch.setdefault(epoch, []).append(value)
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
-    return Curve(
-        epochs, [statistics.fmean(v) for v in values], [sample_deviation(v) for v in values]
-    )
+    return Curve(epochs, [mean_of(v) for v in values], [sample_deviation(v) for v in values])
 
 
 def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:
@@ -163,11 +160,11 @@ def _draw_radii(
     axis: Any, curves: Dict[str, Dict[float, List[float]]], baselines: Sequence[Run]
 ) -> None:
     for index, (name, losses) in enumerate(curves.items()):
-        means = [statistics.fmean(values) for values in losses.values()]
+        means = [mean_of(values) for values in losses.values()]
         axis.plot(list(losses), means, label=name, **line_style(index))
     unperturbed = [loss for loss in (run.best_valid_loss() for run in baselines) if loss]
     if unperturbed:
-        mean = statistics.fmean(unperturbed)
+        mean = mean_of(unperturbed)
         axis.axhline(mean, color="0.4", linestyle="--", label="without perturbation")
     axis.set_xscale("log")
     axis.set_xlabel("radius")

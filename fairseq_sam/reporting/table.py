@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from fairseq_sam.reporting.deviation import sample_deviation
+from fairseq_sam.reporting.deviation import mean_of, sample_deviation
 from fairseq_sam.reporting.published import Published
 from fairseq_sam.reporting.runs import Run, group_runs
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
@@ -121,7 +121,7 @@ def _mean(values: Sequence[Optional[float]], digits: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    mean = f"{statistics.fmean(known):.{digits}f}"
+    mean = f"{mean_of(known):.{digits}f}"
     return mean if len(known) == 1 else f"{mean} ± {sample_deviation(known):.{digits}f}"
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
+from fairseq_sam.files import write_text
 from fairseq_sam.search.errors import SearchError
-from fairseq_sam.search.files import locked, write_text
+from fairseq_sam.search.files import locked
 from fairseq_sam.search.runner import TrialRunner
 from fairseq_sam.search.strategy import Strategy, follow, order_then_grid
 from fairseq_sam.search.summary import Summary, rows_of

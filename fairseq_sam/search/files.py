@@ -1,4 +1,4 @@
-"""Files that an interruption leaves whole, and the lock on a search's directory."""
+"""The lock on a search's directory, and what is set aside there."""
 
 from __future__ import annotations
 
@@ -9,24 +9,6 @@ from pathlib import Path
 from typing import Iterator
 
 from fairseq_sam.search.errors import BusyError
-
-
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yields a name to write to, which takes the place of ``path`` once all went well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.incomplete{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is never there by half."""
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
+from fairseq_sam.files import replaced
 from fairseq_sam.search.errors import TrialError
-from fairseq_sam.search.files import replaced
 from fairseq_sam.search.training_command import TrainingCommand
 from fairseq_sam.search.trials import (
     DIVERGED,

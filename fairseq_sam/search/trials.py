@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Dict, Iterable, Optional
 
-from fairseq_sam.search.files import write_text
+from fairseq_sam.files import write_text
 from fairseq_sam.search.strategy import BASELINE
 
 LOG_NAME = "train.log"

@@ -8,7 +8,7 @@ from typing import Any, Callable, List
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.perturbation.scales import SCALES
+from fairseq_sam.perturbation.ascent import SCALES
 from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
 

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.training.flags import SharpnessAwareConfig
-from fairseq_sam.training.gate import Gate
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.reporting.plot import (
     radius_curves,
@@ -23,6 +21,8 @@ from fairseq_sam.reporting.runs import read_run, run_names
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 from fairseq_sam.reporting.table import markdown_table
 from fairseq_sam.reporting.train_log import parse_line, parse_log
+from fairseq_sam.training.flags import SharpnessAwareConfig
+from fairseq_sam.training.gate import Gate
 
 
 def json_line(tag, epoch, **values):
@@ -224,6 +224,18 @@ class TestReport:
         assert table.read_text(encoding="utf-8").startswith("# Demo\n\n| run |")
         assert plot.read_bytes().startswith(b"\x89PNG")
         assert sorted(os.listdir(tmp_path)) == ["curves.png", "report.md", "runs"]
+
+    @pytest.mark.parametrize("name", ["/dev/full", "directory", "none/report.md"])
+    def test_a_table_that_cannot_be_written(self, tmp_path, name, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "directory").mkdir()
+        run = write_run(tmp_path / "run")
+        assert main(["report", str(run), "--output", name]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"fairseq-sam report: error: {name}: cannot write (")
+        assert error.count("\n") == 1
+        assert sorted(os.listdir(tmp_path)) == ["directory", "run"]
+        assert not os.path.isfile("/dev/full")
 
     @pytest.mark.parametrize("sharpness", [None, 0.1])
     def test_axes_have_units(self, tmp_path, sharpness):
