@@ -104,9 +104,13 @@ def run(args: argparse.Namespace) -> int:
     """Searches, prints, writes."""
     command = _training_command(args)
     _check_arguments(args)
-    from fairseq_sam.search.conduct import conduct
-    from fairseq_sam.search.errors import SearchError
+    from fairseq_sam.search.conduct import check_before, conduct
+    from fairseq_sam.search.errors import MisuseError, SearchError
 
+    try:
+        check_before(_plan(args), command)
+    except MisuseError as error:
+        args.misuse(str(error))
     if args.dry_run:
         return _print_commands(args, command)
     try:

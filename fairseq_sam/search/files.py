@@ -11,6 +11,16 @@ from typing import Iterator
 from fairseq_sam.search.errors import BusyError
 
 
+def set_aside(path: Path) -> Path:
+    """Renames what is in the way, whatever it is, and returns its new name."""
+    number = 1
+    while os.path.lexists(f"{path}.damaged{number}"):
+        number += 1
+    aside = Path(f"{path}.damaged{number}")
+    os.rename(path, aside)
+    return aside
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[int]:
     """Holds a directory's lock.
@@ -24,7 +34,10 @@ def locked(directory: Path) -> Iterator[int]:
     Raises:
         BusyError: another process holds it.
     """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    lock = directory / ".lock"
+    if os.path.lexists(lock) and not lock.is_file():
+        set_aside(lock)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
