@@ -62,6 +62,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show a paper's results beside those of runs (or groups) that have its methods' names",
     )
     parser.add_argument(
+        "--paper-remark",
+        default="",
+        metavar="TEXT",
+        help="what to say of the comparison beside them, e.g. 'not comparable: small model'",
+    )
+    parser.add_argument(
         "--summary",
         choices=SUMMARIES,
         default=SUMMARIES[0],
@@ -89,7 +95,9 @@ def run(args: argparse.Namespace) -> int:
             raise RunError("; ".join(failures))
         for failure in failures:
             _pass_over(failure)
-        table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper), args.summary)
+        table = markdown_table(
+            runs, args.group_by, PUBLISHED.get(args.paper), args.summary, args.paper_remark
+        )
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")
         if args.output is not None:
