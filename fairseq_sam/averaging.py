@@ -23,6 +23,7 @@ from fairseq_sam.checkpoint_files import CheckpointError, PathLike, read_checkpo
 
 _AVERAGED_PARTS = ("model", "criterion")
 _HALF_DTYPES = (torch.float16, torch.bfloat16)
+_MOST_REPEATED = 1 << 24  # elements of a tensor that may show the same memory several times
 
 
 class RunningMean:
@@ -176,16 +177,40 @@ def _without_stale_copies(state: Dict[str, Any]) -> Dict[str, Any]:
     state.pop("last_optimizer_state", None)
     extra = state.get("extra_state")
     if isinstance(extra, dict):
-        state["extra_state"] = {k: v for k, v in extra.items() if not k.startswith("ema")}
+        state["extra_state"] = {k: v for k, v in extra.items() if not str(k).startswith("ema")}
     return state
 
 
 def _add_part(mean: RunningMean, values: Any, path: PathLike, first: str, part: str) -> None:
     """Adds one part of a checkpoint; a criterion without parameters is stored as None."""
+    if not isinstance(values, (Mapping, type(None))):
+        raise CheckpointError(f"{path}: {part} is {type(values).__name__}, not a table of tensors")
+    _check_is_stored(values or {}, path)
     try:
         mean.add(values or {})
     except ValueError as error:
         raise CheckpointError(f"{path}: {part} does not match {first}: {error}") from None
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path}: {part} cannot be averaged ({reason})") from None
+
+
+def _check_is_stored(values: Mapping[str, Any], path: PathLike) -> None:
+    """Refuses a few numbers that are repeated until their mean fits into no memory."""
+    for name, value in values.items():
+        if not _is_averaged(value) or value.numel() <= _MOST_REPEATED:
+            continue
+        if value.layout == torch.strided and not _holds_all(value):
+            raise CheckpointError(
+                f"{path}: {name} has {value.numel()} elements, of which most are not in the file"
+            )
+
+
+def _holds_all(value: Tensor) -> bool:
+    """Returns whether a tensor's memory has an element for each of its own."""
+    storage = value.untyped_storage() if hasattr(value, "untyped_storage") else value.storage()
+    size = storage.nbytes() if hasattr(storage, "nbytes") else len(storage)
+    return bool(size >= value.numel() * value.element_size())
 
 
 def _assemble(
@@ -195,7 +220,8 @@ def _assemble(
     state = dict(kept)
     for part, mean in means.items():
         state[part] = mean.result() or None
-    extra = dict(state.get("extra_state") or {})
+    extra = state.get("extra_state")
+    extra = dict(extra) if isinstance(extra, Mapping) else {}
     extra["averaged_from"] = [os.path.basename(os.fspath(path)) for path in paths]
     state["extra_state"] = extra
     return state

@@ -10,11 +10,11 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
-PathLike = Union[str, "os.PathLike[str]"]
+from fairseq_sam.files import PathLike, check_regular, replaced
 
 _EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 _UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
@@ -35,11 +35,14 @@ def read_checkpoint(path: PathLike) -> Dict[str, Any]:
         CheckpointError: the file is missing, damaged, unsafe or no fairseq checkpoint.
     """
     try:
+        check_regular(os.stat(path), path)  # to open a FIFO is to wait
         state = load_safely(os.fspath(path), map_location="cpu")
     except CheckpointError:
         raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises half a dozen types for a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path}: damaged, or not a checkpoint ({reason})") from error
@@ -208,16 +211,12 @@ def write_checkpoint(state: Mapping[str, Any], path: PathLike) -> None:
     Raises:
         CheckpointError: the file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
     try:
-        with open(temporary, "wb") as stream:
+        with replaced(path) as temporary, open(temporary, "wb") as stream:
             torch.save(dict(state), stream)
             stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write ({error.strerror})") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
+            if temporary.is_file():  # a device has nothing to flush
+                os.fsync(stream.fileno())
+    except (OSError, RuntimeError) as error:  # torch's archives raise either on a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: cannot write ({reason})") from None

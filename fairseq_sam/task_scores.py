@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from typing import Any, Dict, Iterator, List, Sequence
+from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.evaluation_mode import evaluation_mode
@@ -64,6 +64,7 @@ def task_scores(
     Raises:
         FloatingPointError: the loss is not finite.
     """
+    from fairseq import utils
     from fairseq.logging import metrics
 
     total, size = 0.0, 0.0
@@ -76,9 +77,62 @@ def task_scores(
             outputs.append(output)
     if not math.isfinite(total):
         raise FloatingPointError("the loss is not finite")
-    with metrics.aggregate(new_root=True) as meters:
-        trained.task.reduce_metrics(outputs, criterion)
-    return {"loss": total / size, **_scores(meters)}
+    with _replaced([(vars(utils), "get_perplexity", _perplexity)]):
+        with metrics.aggregate(new_root=True) as meters:
+            trained.task.reduce_metrics(outputs, criterion)
+        with _replaced(_roundings(meters)):
+            return {"loss": total / size, **_scores(meters)}
+
+
+_Replacement = Tuple[Dict[str, Any], str, Any]  # in a module's globals: a name, and what it is
+
+
+def _perplexity(loss: Any, round: Any = None, base: float = 2) -> float:
+    """Does what ``fairseq.utils.get_perplexity`` does, but for rounding to two decimals.
+
+    That is enough for a log, but makes a staircase of a curve, and nothing of a small difference.
+    """
+    if loss is None:
+        return 0.0
+    try:
+        return float(base) ** float(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _as_it_is(number: Any, ndigits: Any = None) -> Any:
+    return number
+
+
+def _roundings(meters: Any) -> List[_Replacement]:
+    """Returns what keeps the formulas of derived metrics, such as an accuracy, from rounding."""
+    formulas = (getattr(meters[name], "fn", None) for name in meters)
+    scopes: List[Dict[str, Any]] = [getattr(formula, "__globals__", {}) for formula in formulas]
+    by_module = {id(scope): scope for scope in scopes}.values()
+    named = {"round": _as_it_is, "get_perplexity": _perplexity}
+    return [
+        (scope, name, value)
+        for scope in by_module
+        for name, value in named.items()
+        if name == "round" or name in scope
+    ]
+
+
+@contextlib.contextmanager
+def _replaced(replacements: Sequence[_Replacement]) -> Iterator[None]:
+    """Context in which modules see other values by some global names."""
+    missing = object()
+    before = [(scope, name, scope.get(name, missing)) for scope, name, _ in replacements]
+    for scope, name, value in replacements:
+        scope[name] = value
+    try:
+        yield
+    finally:
+        for scope, name, value in before:
+            if value is missing:
+                del scope[name]
+            else:
+                scope[name] = value
 
 
 @contextlib.contextmanager

@@ -150,8 +150,8 @@ prepare() {
     perform mkdir -p "$dir"
     if [[ -z "$DATA" ]]; then
         corpus="$OUT/download/cnn-dailymail"
-        perform tar -xzf "$OUT/download/cnn_stories.tgz" -C "$corpus"
-        perform tar -xzf "$OUT/download/dailymail_stories.tgz" -C "$corpus"
+        extract "$OUT/download/cnn_stories.tgz" "$corpus"
+        extract "$OUT/download/dailymail_stories.tgz" "$corpus"
     fi
     run "$dir/prepare.log" "$PYTHON" "$ROOT/scripts/data/summary_corpus.py" --data "$corpus" --out "$dir" \
         ${LIMIT[@]+"${LIMIT[@]}"}

@@ -88,7 +88,7 @@ download() {
 unpack() {
     local found
     perform mkdir -p "$2"
-    perform tar -xzf "$1" -C "$2"
+    extract "$1" "$2"
     CORPUS="$2/de-en"
     if ((DRY_RUN)); then return; fi
     found="$(find "$2" -name 'train.tags.de-en.de*' -print -quit)"

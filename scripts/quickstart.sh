@@ -249,6 +249,20 @@ clean_training_pairs() {
     [[ -s "$1/train.clean.$SRC" ]] || die "no usable training pair in $CORPUS"
 }
 
+# The model has 1024 positions, and one longer sentence would end validation or the translation. The reference
+# that a translation is compared with stays whole.
+shorten_sentences() {
+    local split lang
+    for split in valid test; do
+        for lang in "$SRC" "$TGT"; do
+            awk -v name="$split.$lang" 'NF > 1000 {
+                    printf "    %s: line %d has %d tokens, cut to 1000\n", name, NR, NF >"/dev/stderr"
+                    line = $1; for (i = 2; i <= 1000; i++) line = line " " $i; $0 = line
+                } {print}' "$1/$split.bpe.$lang" >"$1/$split.short.$lang"
+        done
+    done
+}
+
 preprocess() {
     local dir="$OUT/prepared.incomplete" kind="$TEXT" merges
     rm -rf "$dir" "$OUT/prepared"
@@ -273,8 +287,9 @@ preprocess() {
     fi
     both_languages apply_bpe "$dir" "$merges"
     clean_training_pairs "$dir"
+    shorten_sentences "$dir"
     "$PYTHON" -m fairseq_cli.preprocess --source-lang "$SRC" --target-lang "$TGT" --workers 2 \
-        --trainpref "$dir/train.clean" --validpref "$dir/valid.bpe" --testpref "$dir/test.bpe" \
+        --trainpref "$dir/train.clean" --validpref "$dir/valid.short" --testpref "$dir/test.short" \
         --destdir "$dir/bin" >>"$dir/preprocess.log" 2>&1 || die "fairseq-preprocess failed: see $dir/preprocess.log"
     mv "$dir" "$OUT/prepared"
 }

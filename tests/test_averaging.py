@@ -99,6 +99,13 @@ class TestMean:
         state = average_checkpoints(save_all(tmp_path, 1))
         assert torch.equal(state["model"]["bias"], make_state(1)["model"]["bias"])
 
+    def test_small_expanded_tensors_are_averaged(self, tmp_path):
+        for number in (1, 2):
+            model = {"bias": torch.full((1,), float(number)).expand(1000)}
+            torch.save({"model": model}, tmp_path / f"{number}.pt")
+        state = average_checkpoints([tmp_path / "1.pt", tmp_path / "2.pt"])
+        assert torch.equal(state["model"]["bias"], torch.full((1000,), 1.5))
+
     def test_integer_and_bool_buffers_keep_the_last_value(self, tmp_path):
         model = average_checkpoints(save_all(tmp_path, 3))["model"]
         assert model["num_batches_tracked"].item() == 3
@@ -368,15 +375,39 @@ class TestCommand:
         [
             ([".", "--last-epochs", "9"], "9 epoch checkpoints asked for, 2 there"),
             (["checkpoint1.pt", "checkpoint3.pt"], "checkpoint3.pt: no such file"),
+            (["checkpoint1.pt", "fifo.pt"], "fifo.pt: is a FIFO, not a file"),
+            (["expanded.pt"], "expanded.pt: bias has 1000000000000 elements, of which most are"),
+            (["list.pt"], "list.pt: criterion is list, not a table of tensors"),
         ],
     )
     def test_failure_is_one_line(self, tmp_path, capsys, arguments, message):
         save_all(tmp_path, 2)
+        os.mkfifo("fifo.pt")
+        torch.save({"model": {"bias": torch.zeros(1).expand(10**12)}}, "expanded.pt")
+        torch.save({"model": {}, "criterion": [1]}, "list.pt")
         assert main(["average", *arguments, "--output", "a.pt"]) == 1
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("fairseq-sam average: error: ")
         assert message in error
         assert not os.path.exists("a.pt")
+
+    @pytest.mark.parametrize(
+        ("output", "message"),
+        [("dir", "dir: is a directory"), ("/dev/full", "/dev/full: cannot write (")],
+    )
+    def test_output_that_cannot_be_written(self, tmp_path, capsys, output, message):
+        (tmp_path / "dir").mkdir()
+        save_all(tmp_path, 2)
+        command = ["average", "checkpoint1.pt", "checkpoint2.pt", "--force", "--output", output]
+        assert main(command) == 1
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not os.path.isfile("/dev/full")
+
+    def test_no_output(self, tmp_path, capsys):
+        save_all(tmp_path, 2)
+        with pytest.raises(SystemExit):
+            main(["average", "checkpoint1.pt", "--output", ""])
+        assert "--output: ''" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "arguments",

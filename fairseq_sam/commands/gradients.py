@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence
 
@@ -117,12 +118,16 @@ def _logged_norms(directory: Optional[Path]) -> List[LoggedNorms]:
     if directory is None:
         return []
     try:
-        logged = logged_norms(read_run(directory, directory.name).epochs)
+        logged = logged_norms(read_run(directory, directory.name, _pass_over).epochs)
     except RunError as error:
         raise CommandError(str(error)) from error
     if not logged:
         raise CommandError(f"{directory}: no log in it tells gnorm, the norm of the gradient")
     return logged
+
+
+def _pass_over(fault: str) -> None:
+    print(f"fairseq-sam gradients: passed over: {fault}", file=sys.stderr)
 
 
 def _measure(args: argparse.Namespace, checkpoint: str, name: str) -> _Result:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
@@ -29,6 +29,9 @@ there are any, the results of `sacrebleu --format json` (*.json) and of fairseq-
 (generate*.txt). Losses and sharpness are in bits, as fairseq logs them; seconds per epoch are
 training time without validation. Where a method has runs of several radii, the plot shows their
 lowest validation losses by radius as well.
+
+A file or a directory that cannot be read is named on stderr, and the rest is shown. The exit status
+is 1 if a directory held no run.
 """
 
 
@@ -70,6 +73,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show a paper's results beside those of runs (or groups) that have its methods' names",
     )
     parser.add_argument(
+        "--paper-remark",
+        default="",
+        metavar="TEXT",
+        help="what to say of the comparison beside them, e.g. 'not comparable: small model'",
+    )
+    parser.add_argument(
         "--summary",
         choices=SUMMARIES,
         default=SUMMARIES[0],
@@ -80,6 +89,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the runs, prints the table, writes what was asked for."""
+    from fairseq_sam.files import write_text
     from fairseq_sam.reporting.runs import RunError, read_run, run_names
     from fairseq_sam.reporting.table import markdown_table
 
@@ -87,12 +97,23 @@ def run(args: argparse.Namespace) -> int:
     directories = [Path(path) for path in args.runs]
     try:
         names = run_names(directories, args.relative_to)
-        runs = [read_run(path, name) for path, name in zip(directories, names)]
-        table = markdown_table(runs, args.group_by, PUBLISHED.get(args.paper), args.summary)
+        runs, failures = [], []
+        for path, name in zip(directories, names):
+            try:
+                runs.append(read_run(path, name, _pass_over))
+            except RunError as error:  # the others are shown all the same
+                failures.append(str(error))
+        if not runs:
+            raise RunError("; ".join(failures))
+        for failure in failures:
+            _pass_over(failure)
+        table = markdown_table(
+            runs, args.group_by, PUBLISHED.get(args.paper), args.summary, args.paper_remark
+        )
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")
         if args.output is not None:
-            _write(text, args.output)
+            write_text(args.output, text)
         if args.json is not None:
             _write_figures(directories, runs, args.json)
         if args.plot is not None:
@@ -100,8 +121,12 @@ def run(args: argparse.Namespace) -> int:
     except RunError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
-        raise CommandError(f"{error.filename}: {error.strerror}") from error
-    return 0
+        raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
+    return 1 if failures else 0
+
+
+def _pass_over(fault: str) -> None:
+    print(f"fairseq-sam report: passed over: {fault}", file=sys.stderr)
 
 
 def _plot(runs: list, args: argparse.Namespace) -> None:
@@ -147,18 +172,6 @@ def _write_figures(directories: Sequence[Path], runs: Sequence[Run], path: Path)
 def _finite(value: Optional[float]) -> Optional[float]:
     """JSON has no NaN (of a run that diverged)."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _write(text: str, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
-    finally:
-        if temporary.exists():
-            temporary.unlink()
 
 
 def _regular_expression(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shlex
 import signal
 import sys
@@ -107,9 +106,13 @@ def run(args: argparse.Namespace) -> int:
     """Searches, prints, writes."""
     command = _training_command(args)
     _check_arguments(args)
-    from fairseq_sam.search.conduct import conduct
-    from fairseq_sam.search.errors import SearchError
+    from fairseq_sam.search.conduct import check_before, conduct
+    from fairseq_sam.search.errors import MisuseError, SearchError
 
+    try:
+        check_before(_plan(args), command)
+    except MisuseError as error:
+        args.misuse(str(error))
     if args.dry_run:
         return _print_commands(args, command)
     require_fairseq()
@@ -198,7 +201,7 @@ def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
 
 
 def _show(args: argparse.Namespace, summary: Summary) -> None:
-    from fairseq_sam.search.files import write_text
+    from fairseq_sam.files import write_json, write_text
     from fairseq_sam.search.plot import write_plot
     from fairseq_sam.search.summary import as_json, markdown
 
@@ -206,7 +209,7 @@ def _show(args: argparse.Namespace, summary: Summary) -> None:
     print(table, end="")
     write_text(args.out / "search.md", table)
     if args.json is not None:
-        write_text(args.json, json.dumps(as_json(summary), indent=2) + "\n")
+        write_json(as_json(summary), args.json)
     try:
         write_plot(summary, args.plot or args.out / "search.png")
     except ImportError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import sys
 from pathlib import Path
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     _print(args, pooling, correlations)
     if args.json is not None:
-        write_figures(_without_nan(_figures(args, pooling, correlations, missing)), args.json)
+        write_figures(_figures(args, pooling, correlations, missing), args.json)
     return 0
 
 
@@ -171,10 +170,3 @@ def _figures(
         "average": average(correlations),
         "missing": missing,
     }
-
-
-def _without_nan(content: Any) -> Any:
-    """JSON has no NaN."""
-    if isinstance(content, dict):
-        return {key: _without_nan(value) for key, value in content.items()}
-    return None if isinstance(content, float) and math.isnan(content) else content

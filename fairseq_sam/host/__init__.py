@@ -28,6 +28,7 @@ from . import (
     distributed,
     evaluation,
     fairseq_modules,
+    finished_runs,
     generation,
     literals,
     moving_average,
@@ -44,6 +45,7 @@ MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
     *numpy_names.MODULE_REPAIRS,
     *literals.MODULE_REPAIRS,
     *checkpoints.MODULE_REPAIRS,
+    *finished_runs.MODULE_REPAIRS,
 )
 """Repairs of each module that needs them."""
 

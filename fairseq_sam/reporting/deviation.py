@@ -15,4 +15,21 @@ def sample_deviation(values: Sequence[float]) -> float:
     """
     if len(values) < 2:
         return 0.0
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    try:
+        return statistics.stdev(values)
+    except OverflowError:
+        return math.inf
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Returns the mean of any numbers; ``statistics.fmean`` raises where a sum has no value.
+
+    >>> mean_of([1.0, 2.0]), mean_of([math.inf, -math.inf]), mean_of([1.5e308, 1.5e308])
+    (1.5, nan, 1.5e+308)
+    """
+    try:
+        return statistics.fmean(values)
+    except (OverflowError, ValueError):
+        return sum(value / len(values) for value in values)

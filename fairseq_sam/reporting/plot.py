@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import statistics
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from fairseq_sam.reporting.deviation import sample_deviation
+from fairseq_sam.reporting.deviation import mean_of, sample_deviation
 from fairseq_sam.reporting.print_style import (
     figure_file,
     legend_below,
@@ -67,9 +66,7 @@ def _mean_curve(runs: Iterable[_Points]) -> Curve:
             by_epoch.setdefault(epoch, []).append(value)
     epochs = sorted(by_epoch)
     values = [by_epoch[epoch] for epoch in epochs]
-    return Curve(
-        epochs, [statistics.fmean(v) for v in values], [sample_deviation(v) for v in values]
-    )
+    return Curve(epochs, [mean_of(v) for v in values], [sample_deviation(v) for v in values])
 
 
 def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:
@@ -223,7 +220,7 @@ def _draw_radii(
 ) -> None:
     """Draws a grey line a method, and on it the runs, each in its colour and with its marker."""
     for index, (name, losses) in enumerate(curves.items()):
-        means = [statistics.fmean(values) for values in losses.values()]
+        means = [mean_of(values) for values in losses.values()]
         style = {"linestyle": line_style(index)["linestyle"], "color": "0.5", "zorder": 1}
         axis.plot(list(losses), means, label=f"{name}, mean by radius", **style)
     shown = {
@@ -237,7 +234,7 @@ def _draw_radii(
             points.setdefault(run.radius or 0, []).append(run.best_valid_loss() or 0)
         style = {**line_style(index), "linestyle": "none", "zorder": 2}
         for radius, values in points.items():
-            axis.plot(radius, statistics.fmean(values), **style)
+            axis.plot(radius, mean_of(values), **style)
     _draw_unperturbed(axis, groups)
     axis.set_xscale("log")
     axis.margins(x=0.08)
@@ -258,5 +255,5 @@ def _draw_unperturbed(axis: Any, groups: Dict[str, List[Run]]) -> None:
             losses[index] = known
     if losses:
         color = line_style(next(iter(losses)))["color"] if len(losses) == 1 else "0.4"
-        mean = statistics.fmean([loss for values in losses.values() for loss in values])
+        mean = mean_of([loss for values in losses.values() for loss in values])
         axis.axhline(mean, color=color, linestyle="--", label="without perturbation", zorder=0)

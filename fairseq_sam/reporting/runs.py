@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from fairseq_sam.reporting.scores import Score, read_scores
-from fairseq_sam.reporting.train_log import EpochLog, parse_log
+from fairseq_sam.files import read_lines
+from fairseq_sam.reporting.deviation import mean_of
+from fairseq_sam.reporting.scores import (
+    Remark,
+    Score,
+    files_like,
+    ignore,
+    read_scores,
+)
+from fairseq_sam.reporting.train_log import EpochLog, parse_line, parse_log
+from fairseq_sam.reporting.values import printable
 
-_DESCRIBED = re.compile(r"\b(?P<method>\w+): rho (?P<rho>[\d.e+-]+) (?P<parts>\(l.*)$")
+_DESCRIBED = re.compile(
+    r"\b(?P<method>\w+): rho (?P<rho>[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,3})?) (?P<parts>\(l.*)$"
+)
 """What the log says of a sharpness-aware optimizer when it is built."""
 
 
@@ -51,7 +63,7 @@ class Run:
             for e in self.epochs
             if "train_wall" in e.train and is_perturbed(e) == perturbed
         ]
-        return statistics.fmean(seconds) if seconds else None
+        return mean_of(seconds) if seconds else None
 
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""
@@ -63,26 +75,62 @@ def is_perturbed(epoch: EpochLog) -> bool:
     return epoch.train.get("perturbation_on", 0.0) > 0
 
 
-def read_run(directory: Path, name: str) -> Run:
-    """Reads a run directory.
+def read_run(directory: Path, name: str, remark: Remark = ignore) -> Run:
+    """Reads a run directory; a file in it that cannot be read is passed over.
 
     The log is every ``*.log`` in it, in alphabetical order; see ``read_scores`` for the scores.
+
+    Args:
+        directory: anything may be in it.
+        name: what to call the run.
+        remark: is called with a line about each file that was passed over.
 
     Raises:
         RunError: there is no such directory, or neither an epoch nor a score in it.
     """
-    if not directory.is_dir():
-        raise RunError(f"{directory}: no such directory")
-    lines: List[str] = []
-    for path in sorted(directory.glob("*.log")):
-        lines += path.read_text(encoding="utf-8", errors="replace").splitlines()
-    described = [match for match in map(_DESCRIBED.search, lines) if match]
-    radius = float(described[-1]["rho"]) if described else 0.0
-    method = described[-1]["method"] + described[-1]["parts"] if radius else ""
-    run = Run(name, parse_log(lines), read_scores(directory), radius or None, method)
+    if not os.path.isdir(directory):
+        exists = os.path.lexists(directory)
+        raise RunError(f"{directory}: {'not a directory' if exists else 'no such directory'}")
+    if not os.access(directory, os.R_OK | os.X_OK):
+        raise RunError(f"{directory}: {os.strerror(errno.EACCES)}")
+    log = _Log()
+    for path in files_like(directory, "*.log", remark):
+        try:
+            log.read(path)
+        except OSError as error:
+            remark(f"{path}: {error.strerror or error}")
+    scores = read_scores(directory, remark)
+    run = Run(printable(name, 200), log.epochs(), scores, log.radius or None, log.method())
     if not run.epochs and not run.scores:
         raise RunError(f"{directory}: neither a log with an epoch nor a score")
     return run
+
+
+class _Log:
+    """What the logs of a run say, read line by line, for they may be long."""
+
+    def __init__(self) -> None:
+        self.radius = 0.0
+        self._described = ""
+        self._lines: List[str] = []
+
+    def read(self, path: Path) -> None:
+        """Reads one log to its end, or as far as it can be read."""
+        for line in read_lines(path):
+            described = _DESCRIBED.search(line)
+            if described and math.isfinite(float(described["rho"])):
+                self.radius = float(described["rho"])
+                self._described = described["method"] + described["parts"]
+            elif parse_line(line) is not None:
+                self._lines.append(line)
+
+    def method(self) -> str:
+        """Returns what the log says of the perturbation; empty where there is none."""
+        return self._described if self.radius else ""
+
+    def epochs(self) -> List[EpochLog]:
+        """Returns the numbers of each epoch."""
+        return parse_log(self._lines)
 
 
 def group_runs(runs: Sequence[Run], group_by: Optional[str]) -> Dict[str, List[Run]]:
@@ -110,9 +158,10 @@ def run_names(directories: Sequence[Path], root: Optional[Path] = None) -> List[
     Raises:
         RunError: a directory is not within ``root``.
     """
-    resolved = [path.resolve() for path in directories]
+    # Path.resolve ends in a traceback at a link that leads to itself.
+    resolved = [Path(os.path.realpath(path)) for path in directories]
     if root is not None:
-        return [_path_within(path, root.resolve()) for path in resolved]
+        return [_path_within(path, Path(os.path.realpath(root))) for path in resolved]
     depth = 1
     longest = max((len(path.parts) for path in resolved), default=1)
     while depth < longest:

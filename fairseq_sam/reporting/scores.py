@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
-_GENERATE = re.compile(r"^Generate .*: BLEU4 = ([0-9.]+)", re.MULTILINE)
+from fairseq_sam.files import read_json, read_lines
+from fairseq_sam.reporting.values import number, printable
+
+Remark = Callable[[str], None]
+"""Is called with a line about a file that was passed over; the line names the file and why."""
+
+_GENERATE = re.compile(r"Generate .*: BLEU4 = ([^,\s]*)")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 TOKENISED_BLEU = "BLEU (tokenised)"
 
 
@@ -20,40 +26,76 @@ class Score:
         value: percent, as sacrebleu prints it.
         signature: sacrebleu's description of how it was computed, "" if there is none.
         p_value: of the difference to a baseline's translation, None if they were not compared.
+        chance: the score of always giving the commonest answer, None if that is not known.
     """
 
     value: float
     signature: str = ""
     p_value: Optional[float] = None
+    chance: Optional[float] = None
 
 
-def read_scores(directory: Path) -> Dict[str, Score]:
-    """Reads every score that lies in a run directory.
+def ignore(remark: str) -> None:
+    """Does nothing with a remark."""
+
+
+def files_like(directory: Path, pattern: str, remark: Remark = ignore) -> List[Path]:
+    """Returns the entries of a directory that a pattern fits, but for hidden ones, in order."""
+    try:
+        return sorted(path for path in directory.glob(pattern) if not path.name.startswith("."))
+    except OSError as error:
+        remark(f"{directory}: {error.strerror}")
+        return []
+
+
+def read_scores(directory: Path, remark: Remark = ignore) -> Dict[str, Score]:
+    """Reads every score that lies in a run directory; what cannot be read is passed over.
 
     Looks at ``*.json`` written by ``sacrebleu --format json`` or by the programs of
-    scripts/scoring, which add p-values (other JSON files are passed over), and at
+    scripts/scoring, which add p-values (other JSON files are passed over without a word), and at
     ``generate*.txt``, whose tokenised BLEU is listed as such.
     """
     scores: Dict[str, Score] = {}
-    for path in sorted(directory.glob("*.json")):
-        for record in _records(path):
-            p_value = record.get("p_value")
-            scores[str(record["name"])] = Score(
-                float(record["score"]),
-                str(record.get("signature", "")),
-                None if p_value is None else float(p_value),
-            )
-    for path in sorted(directory.glob("generate*.txt")):
-        found = _GENERATE.findall(path.read_text(encoding="utf-8", errors="replace"))
-        if found:
+    for path in files_like(directory, "*.json", remark):
+        try:
+            content = read_json(path)
+        except (OSError, ValueError) as error:
+            remark(f"{path}: {getattr(error, 'strerror', None) or error}")
+            continue
+        for record in _records(content):
+            fault = _add_record(record, scores)
+            if fault:
+                remark(f"{path}: {fault}")
+    for path in files_like(directory, "generate*.txt", remark):
+        try:
+            found = [match.group(1) for match in map(_GENERATE.match, read_lines(path)) if match]
+        except OSError as error:
+            remark(f"{path}: {error.strerror}")
+            continue
+        if found and _NUMBER.fullmatch(found[-1]):
             scores[TOKENISED_BLEU] = Score(float(found[-1]))
+        elif found:
+            remark(f"{path}: its BLEU4 is {printable(found[-1])}, not a number")
     return scores
 
 
-def _records(path: Path) -> List[dict]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        return []
-    records = content if isinstance(content, list) else [content]
-    return [r for r in records if isinstance(r, dict) and {"name", "score"} <= r.keys()]
+def _records(content: Any) -> Iterator[Dict[str, Any]]:
+    for record in content if isinstance(content, list) else [content]:
+        if isinstance(record, dict) and {"name", "score"} <= record.keys():
+            yield record
+
+
+def _add_record(record: Dict[str, Any], scores: Dict[str, Score]) -> str:
+    """Adds what a record tells, and returns what is wrong with it, "" if nothing."""
+    name, signature = record["name"], record.get("signature", "")
+    if not isinstance(name, str):
+        return ""  # another program's record
+    name, value = printable(name), number(record["score"])
+    if value is None:
+        return f"its {name} is {printable(repr(record['score']))}, not a number"
+    p_value = number(record.get("p_value"))
+    is_share = p_value is None or 0 <= p_value <= 1
+    described = printable(signature, 200) if isinstance(signature, str) else ""
+    chance = number(record.get("chance"))
+    scores[name] = Score(value, described, p_value if is_share else None, chance)
+    return "" if is_share else f"the p-value of its {name} is {p_value:g}"

@@ -7,13 +7,15 @@ fairseq logs them.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-_JSON = re.compile(r"\{.*\}\s*$")
-_PLAIN = re.compile(r"epoch (\d+)(?: \| valid on '([^']+)' subset)? \| (.*)$")
+from fairseq_sam.files import parse_json
+from fairseq_sam.reporting.values import number_of
+
+_PLAIN = re.compile(r"epoch ([0-9]{1,9})(?: \| valid on '([^']+)' subset)? \| (.*)$")
+_LAST_EPOCH = 10**9 - 1
 _SPLITS = ("train", "valid")
 
 
@@ -44,8 +46,28 @@ def parse_line(line: str) -> Optional[Tuple[int, str, Dict[str, float]]]:
     (2, 'train', {'loss': 5.1, 'sharpness': 0.02})
     >>> parse_line('| INFO | train_inner | {"epoch": 2, "update": 1.5, "loss": "4.5"}')
     """
-    match = _JSON.search(line)
-    return _parse_json(match.group(0)) if match else _parse_plain(line)
+    record = record_of(line)
+    return _parse_plain(line) if record is None else _parse_record(record)
+
+
+def record_of(line: str) -> Optional[Dict[str, Any]]:
+    """Returns the JSON object that a line of a log ends with, None if there is none.
+
+    >>> record_of('| INFO | valid | {"epoch": 2, "va2024 | INFO | valid | {"epoch": 2}')
+    {'epoch': 2}
+    """
+    line = line.rstrip()
+    if not line.endswith("}") or "{" not in line:
+        return None
+    # A line that was cut off has the next one behind it: the last object is whole.
+    for start in dict.fromkeys((line.index("{"), line.rindex("{"))):
+        try:
+            record = parse_json(line[start:])
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            return record
+    return None
 
 
 def parse_log(lines: Iterable[str]) -> List[EpochLog]:
@@ -59,18 +81,15 @@ def parse_log(lines: Iterable[str]) -> List[EpochLog]:
     return [epochs[epoch] for epoch in sorted(epochs)]
 
 
-def _parse_json(text: str) -> Optional[Tuple[int, str, Dict[str, float]]]:
-    try:
-        record = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("epoch"), int):
+def _parse_record(record: Dict[str, Any]) -> Optional[Tuple[int, str, Dict[str, float]]]:
+    epoch = record.get("epoch")
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 <= epoch <= _LAST_EPOCH:
         return None
     for split in _SPLITS:
         prefix = f"{split}_"
         pairs = [(k[len(prefix) :], v) for k, v in record.items() if k.startswith(prefix)]
         if f"{prefix}loss" in record:
-            return record["epoch"], split, _numbers(pairs)
+            return epoch, split, _numbers(pairs)
     return None
 
 
@@ -88,8 +107,7 @@ def _parse_plain(line: str) -> Optional[Tuple[int, str, Dict[str, float]]]:
 def _numbers(pairs: Iterable[Tuple[str, object]]) -> Dict[str, float]:
     values = {}
     for name, value in pairs:
-        try:
-            values[name] = float(str(value).strip())
-        except ValueError:
-            continue
+        found = number_of(value)
+        if found is not None:
+            values[name] = found
     return values

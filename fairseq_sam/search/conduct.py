@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
-from fairseq_sam.search.errors import SearchError
-from fairseq_sam.search.files import locked, write_text
+from fairseq_sam.search.command_check import check_command
+from fairseq_sam.search.errors import MisuseError
+from fairseq_sam.search.files import locked
 from fairseq_sam.search.runner import TrialRunner
+from fairseq_sam.search.settings import (
+    SETTINGS_NAME,
+    Settings,
+    check_same_search,
+    read_settings,
+)
 from fairseq_sam.search.strategy import Strategy, follow, order_then_grid
 from fairseq_sam.search.summary import Summary, rows_of
 from fairseq_sam.search.training_command import TrainingCommand
 from fairseq_sam.search.trials import Result, StopRule, Trial
-
-SETTINGS_NAME = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,11 @@ def conduct(
     plan.directory.mkdir(parents=True, exist_ok=True)
     results: Dict[Trial, Result] = {}
     with locked(plan.directory) as lock:
-        _check_same_search(plan, command)
-        runner = TrialRunner(plan.directory, command, slots, plan.rule, tell, lock, plan.start_from)
+        settings = settings_of(plan, command)
+        check_same_search(plan.directory, settings, tell)
+        runner = TrialRunner(
+            plan.directory, command, slots, plan.rule, tell, lock, plan.start_from, settings
+        )
 
         def costs_of(radii: List[float]) -> Dict[float, float]:
             results.update(runner.run(plan.trials(radii)))
@@ -95,23 +102,43 @@ def first_commands(plan: Plan, command: TrainingCommand) -> List[List[str]]:
     ]
 
 
-def _check_same_search(plan: Plan, command: TrainingCommand) -> None:
-    """Refuses to go on with a search whose results would not be comparable."""
-    path = plan.directory / SETTINGS_NAME
-    start = None if plan.start_from is None else str(plan.start_from.absolute())
-    ours = {
+def settings_of(plan: Plan, command: TrainingCommand) -> Settings:
+    """Returns what the results of a search depend on."""
+    return {
         "fairseq-train": list(command.arguments),
-        "--start-from": start,
+        "--start-from": None if plan.start_from is None else str(plan.start_from.absolute()),
         "--stop-margin": plan.rule.margin,
         "--stop-after": plan.rule.patience,
     }
-    if not path.exists():
-        write_text(path, json.dumps(ours, indent=2) + "\n")
-        return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    for name, value in ours.items():
-        if theirs.get(name) != value:
-            what = "arguments of fairseq-train" if name == "fairseq-train" else name
-            raise SearchError(
-                f"{plan.directory}: holds a search with other {what}: use another --out"
-            )
+
+
+def check_before(plan: Plan, command: TrainingCommand) -> None:
+    """Checks what every run needs, before anything is written.
+
+    A command that the directory was searched with before has been checked then.
+
+    Raises:
+        MisuseError: fairseq does not take the command, or nothing can start from the checkpoint.
+    """
+    if plan.start_from is not None:
+        _check_start(plan.start_from, command.last_update)
+    if read_settings(plan.directory / SETTINGS_NAME) != settings_of(plan, command):
+        check_command(command.with_radius(10.0**plan.lowest))
+
+
+def _check_start(checkpoint: Path, last_update: Optional[int]) -> None:
+    from fairseq_sam import host
+    from fairseq_sam.checkpoint_files import CheckpointError, read_checkpoint
+
+    host.repair()  # torch's safe loader then knows fairseq's types
+    try:
+        history = read_checkpoint(checkpoint).get("optimizer_history")
+    except CheckpointError as error:
+        raise MisuseError(f"argument --start-from: {error}") from None
+    newest = history[-1] if isinstance(history, list) and history else None
+    done = newest.get("num_updates") if isinstance(newest, dict) else None
+    if isinstance(done, int) and last_update is not None and done >= last_update:
+        raise MisuseError(
+            f"argument --start-from: {checkpoint} has {done} updates already, and --max-update"
+            f" {last_update} leaves nothing to train"
+        )

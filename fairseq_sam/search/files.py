@@ -1,4 +1,4 @@
-"""Files that an interruption leaves whole, and the lock on a search's directory."""
+"""The lock on a search's directory, and what is set aside there."""
 
 from __future__ import annotations
 
@@ -11,22 +11,14 @@ from typing import Iterator
 from fairseq_sam.search.errors import BusyError
 
 
-@contextlib.contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """Yields a name to write to, which takes the place of ``path`` once all went well."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.incomplete{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is never there by half."""
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def set_aside(path: Path) -> Path:
+    """Renames what is in the way, whatever it is, and returns its new name."""
+    number = 1
+    while os.path.lexists(f"{path}.damaged{number}"):
+        number += 1
+    aside = Path(f"{path}.damaged{number}")
+    os.rename(path, aside)
+    return aside
 
 
 @contextlib.contextmanager
@@ -42,7 +34,10 @@ def locked(directory: Path) -> Iterator[int]:
     Raises:
         BusyError: another process holds it.
     """
-    descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    lock = directory / ".lock"
+    if os.path.lexists(lock) and not lock.is_file():
+        set_aside(lock)
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

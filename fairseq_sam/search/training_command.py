@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection, List, Optional, Sequence, Tuple
@@ -35,6 +36,7 @@ class TrainingCommand:
         maximise: whether more of it is better.
         subset: the part of the data that it is validated on.
         on_cpu: whether ``--cpu`` is among them.
+        last_update: the value of ``--max-update``, None if there is none.
     """
 
     arguments: Tuple[str, ...]
@@ -42,6 +44,7 @@ class TrainingCommand:
     maximise: bool
     subset: str
     on_cpu: bool
+    last_update: Optional[int] = None
 
     def with_radius(self, rho: float) -> List[str]:
         """Returns the arguments and a radius."""
@@ -87,6 +90,7 @@ def read_training_command(
         raise MisuseError(
             f"arguments of fairseq-train: nothing ends a run (give one of {', '.join(_ENDS)})"
         )
+    last = _value(arguments, "--max-update", None) or ""
     plugin = () if "--user-dir" in given else ("--user-dir", str(user_dir))
     return TrainingCommand(
         arguments=(*arguments, *plugin),
@@ -94,6 +98,7 @@ def read_training_command(
         maximise="--maximize-best-checkpoint-metric" in given,
         subset=(_value(arguments, "--valid-subset", "valid") or "valid").split(",")[0],
         on_cpu="--cpu" in given,
+        last_update=int(last) or None if re.fullmatch("[0-9]{1,18}", last) else None,
     )
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Dict, Iterable, Optional
+from typing import Any, Dict, Iterable, Optional
 
-from fairseq_sam.search.files import write_text
+from fairseq_sam.files import read_json, read_lines, write_json
+from fairseq_sam.reporting.train_log import record_of
+from fairseq_sam.reporting.values import number, number_of
 from fairseq_sam.search.strategy import BASELINE
 
 LOG_NAME = "train.log"
@@ -21,8 +22,6 @@ DIVERGED = "diverged"
 
 Validations = Dict[int, float]
 """The validated metric after so many updates."""
-
-_JSON = re.compile(r"\{.*\}\s*$")
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,38 @@ class StopRule:
 
 
 def read_result(directory: Path) -> Optional[Result]:
-    """Returns the result that a run's directory holds, None if the run has not ended."""
+    """Returns the result that a run's directory holds, None if the run has not ended.
+
+    Raises:
+        ValueError: there is something by its name that is damaged, or of another version.
+    """
     path = directory / RESULT_NAME
-    return Result(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    if not os.path.lexists(path):
+        return None
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    return _result_of(content)
+
+
+def _result_of(content: Any) -> Result:
+    if not isinstance(content, dict) or content.get("status") not in (FINISHED, STOPPED, DIVERGED):
+        raise ValueError("not the result of a run")
+    value, updates, reason = (content.get(name) for name in ("value", "updates", "reason"))
+    found = number(value)
+    if value is not None and (found is None or not math.isfinite(found)):
+        raise ValueError("its value is not a number")
+    if content["status"] == FINISHED and found is None:
+        raise ValueError("it finished without a value")
+    if not isinstance(updates, int) or isinstance(updates, bool):
+        raise ValueError("its updates are not a number")
+    return Result(content["status"], found, updates, reason if isinstance(reason, str) else "")
 
 
 def write_result(result: Result, directory: Path) -> None:
     """Writes the result of a run, after which it counts as ended."""
-    write_text(directory / RESULT_NAME, json.dumps(asdict(result), indent=2) + "\n")
+    write_json(asdict(result), directory / RESULT_NAME)
 
 
 def read_validations(log: Path, subset: str, metric: str) -> Validations:
@@ -99,10 +122,10 @@ def read_validations(log: Path, subset: str, metric: str) -> Validations:
     Unlike :mod:`fairseq_sam.reporting.train_log`, which keeps one for each epoch, this keeps those
     within an epoch too, and of whatever subset.
     """
-    if not log.exists():
+    try:
+        return parse_validations(read_lines(log), subset, metric)
+    except OSError:
         return {}
-    with open(log, encoding="utf-8", errors="replace") as lines:
-        return parse_validations(lines, subset, metric)
 
 
 def parse_validations(lines: Iterable[str], subset: str, metric: str) -> Validations:
@@ -114,13 +137,13 @@ def parse_validations(lines: Iterable[str], subset: str, metric: str) -> Validat
     """
     validations = {}
     for line in lines:
-        match = _JSON.search(line) if f'"{subset}_{metric}"' in line else None
-        try:
-            record = json.loads(match.group(0)) if match else {}
-            updates = int(float(record[f"{subset}_num_updates"]))
-            validations[updates] = float(record[f"{subset}_{metric}"])
-        except (KeyError, ValueError):
-            continue  # another record, or a line that is still being written
+        # Others are of another kind, or still being written.
+        record = record_of(line) if f'"{subset}_{metric}"' in line else None
+        if record is not None:
+            updates = number_of(record.get(f"{subset}_num_updates"))
+            value = number_of(record.get(f"{subset}_{metric}"))
+            if updates is not None and value is not None and math.isfinite(updates):
+                validations[int(updates)] = value
     return validations
 
 

@@ -6,6 +6,7 @@
 #   run_filter IN OUT LOG COMMAND...   the same, with standard input from IN
 #   perform COMMAND...            a small command (mkdir, mv) whose output is shown
 #   fetch URL FILE [SHA256]       download, continuing a partial one
+#   extract ARCHIVE DIR           a .tar.gz
 
 # shellcheck disable=SC2034  # set by the scripts' --dry-run
 DRY_RUN=0
@@ -87,21 +88,51 @@ check_sha256() {
     fi
 }
 
+CURL_FLAGS=(-fL --retry 3 --connect-timeout 20)
+
+looks_whole() { [[ "$1" != *gz ]] || gzip -t "$2" 2>/dev/null; } # NAME FILE
+
+# get_rest URL PART: goes on with what is there. A script may have been killed after the last byte, and the
+# server may have another file by now, or not know how to continue one: then all of it is got again.
+get_rest() {
+    local status=0 part="$2"
+    if [[ ! -e "$part" ]]; then
+        curl "${CURL_FLAGS[@]}" -o "$part" "$1"
+        return
+    fi
+    curl "${CURL_FLAGS[@]}" -C - -o "$part" "$1" || status=$?
+    case "$status" in
+        0) if looks_whole "${part%.part}" "$part"; then return; fi ;;
+        22 | 33 | 36) ;; # an answer such as 416; no ranges; a bad offset
+        *) return "$status" ;;
+    esac
+    note "$part cannot be continued: getting all of it"
+    rm -f "$part"
+    curl "${CURL_FLAGS[@]}" -o "$part" "$1"
+}
+
+# extract ARCHIVE DIR
+extract() {
+    perform tar -xzf "$1" -C "$2" ||
+        die "$1 cannot be unpacked into $2: the disk is full, or the archive is damaged (delete it to get it again)"
+}
+
 # A partial download stays as FILE.part and is continued; FILE is whole and checked.
 fetch() {
     local url="$1" file="$2" sha="${3:-}"
     if [[ -f "$file" ]]; then
         note "$file is there"
     else
-        perform curl -fL --retry 3 --connect-timeout 20 -C - -o "$file.part" "$url" || {
-            by_hand "$url" "$file"
-            die "$url could not be downloaded"
-        }
         if ((DRY_RUN)); then
+            perform curl "${CURL_FLAGS[@]}" -C - -o "$file.part" "$url"
             perform mv "$file.part" "$file"
             return
         fi
-        if [[ "$file" == *gz ]] && ! gzip -t "$file.part" 2>/dev/null; then
+        get_rest "$url" "$file.part" || {
+            by_hand "$url" "$file"
+            die "$url could not be downloaded"
+        }
+        if ! looks_whole "$file" "$file.part"; then
             rm -f "$file.part"
             by_hand "$url" "$file"
             die "what $url gave is damaged; it was deleted"

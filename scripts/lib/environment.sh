@@ -257,6 +257,23 @@ complete_environment() {
     note "the environment $VENV is complete ($((SECONDS - begin)) s)"
 }
 
+# lock_descriptor NUMBER [wait]: locks an open file; false if another process has it. Python's lock is that of
+# flock, which not every system has as a command, and stays with this shell's descriptor.
+lock_descriptor() {
+    local python="$PYTHON"
+    if ! command -v "$python" >/dev/null; then python="$(find_python 2>/dev/null || true)"; fi
+    if [[ -z "$python" ]]; then return; fi
+    "$python" - "$1" "${2:-}" <<'END'
+import fcntl, sys
+try:
+    fcntl.flock(int(sys.argv[1]), fcntl.LOCK_EX | (0 if sys.argv[2] else fcntl.LOCK_NB))
+except BlockingIOError:
+    sys.exit(1)
+except OSError:  # a file system without locks: the user has to see to it
+    pass
+END
+}
+
 ensure_environment() {
     choose_environment
     STATE="$VENV/.fairseq_sam"
@@ -264,11 +281,9 @@ ensure_environment() {
     LOG="$STATE/install.log"
     if ! is_complete "$2"; then
         mkdir -p "$STATE" 2>/dev/null || die "cannot write to $VENV: choose another environment with --venv."
-        # One installation at a time; where there is no flock, the user has to see to that.
-        if command -v flock >/dev/null 2>&1; then
-            exec 9>"$STATE/lock"
-            flock -n 9 || { note "waiting for another installation into $VENV" && flock 9; }
-        fi
+        # One installation at a time.
+        exec 9>>"$STATE/lock"
+        lock_descriptor 9 || { note "waiting for another installation into $VENV" && lock_descriptor 9 wait; }
         OWNED_FLAG=""
         if [[ -e "$STATE/owned" || ! -e "$PYTHON" ]]; then OWNED_FLAG="--owned"; fi
         if ! is_complete "$2"; then complete_environment "$2"; fi

@@ -332,7 +332,12 @@ report_experiment() { # NAME-OF-THE-PAPERS-TABLE TITLE FLAGS...
         read -r -a words <<<"$line"
         runs+=("$(run_dir "${words[@]}")")
     done < <(run_list)
-    if ((SMALL)); then title+=", small"; fi
+    if ((SMALL)); then
+        title+=", small"
+        set -- "$@" --paper-remark "not comparable: small model${DATA:+, other data}"
+    elif [[ -n "$DATA" ]]; then
+        set -- "$@" --paper-remark "comparable only if --data is the paper's"
+    fi
     perform "$PYTHON" -m fairseq_sam.commands report "${runs[@]}" --relative-to "$OUT/runs" \
         --group-by '/seed[0-9]+' --paper "$table" --title "$title" "$@" \
         --output "$OUT/report.md"

@@ -61,10 +61,11 @@ check_positive() {
 
 # check_choice OPTION VALUE "ALLOWED..."
 check_choice() {
-    case " $3 " in
-        *" $2 "*) ;;
-        *) misuse "$1 $2: choose from: $3" ;;
-    esac
+    local choice
+    for choice in $3; do
+        if [[ "$2" == "$choice" ]]; then return; fi
+    done
+    misuse "$1 $2: choose from: $3"
 }
 
 check_quotes() {

@@ -43,9 +43,7 @@ needs() {
 lock_output() {
     mkdir -p "$OUT/.done" || die "cannot write to $OUT"
     OUT="$(cd "$OUT" && pwd)"
-    if command -v flock >/dev/null 2>&1; then
-        # Inherited by every child, so a training that outlived a killed script still holds it.
-        exec 8>"$OUT/.lock"
-        flock -n 8 || die "another script is at work in $OUT"
-    fi
+    # Inherited by every child, so a training that outlived a killed script still holds it.
+    exec 8>>"$OUT/.lock"
+    lock_descriptor 8 || die "another script is at work in $OUT"
 }

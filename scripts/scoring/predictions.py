@@ -69,6 +69,17 @@ METRICS: Dict[str, Tuple[str, Callable[[Values, Values], float]]] = {
 """By the name in --metrics: the name in reports, and the function."""
 
 
+CHANCE: Dict[str, Callable[[Values], float]] = {
+    "accuracy": lambda targets: float(
+        np.unique(targets, return_counts=True)[1].max() / len(targets)
+    ),
+    "matthews": lambda targets: 0.0,
+    "pearson": lambda targets: 0.0,
+    "spearman": lambda targets: 0.0,
+}
+"""The scores of always giving the commonest answer; there a p-value tells nothing."""
+
+
 def paired_bootstrap(
     metric: Callable[[Values, Values], float],
     system: Values,
@@ -166,6 +177,8 @@ def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
     for name in names:
         title, metric = METRICS[name]
         records.append({"name": title, "score": 100 * metric(predictions, targets)})
+        if name in CHANCE:
+            records[-1]["chance"] = 100 * CHANCE[name](targets)
         if baseline is not None:
             records[-1]["p_value"] = paired_bootstrap(metric, predictions, baseline, targets)
     return records

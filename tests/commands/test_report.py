@@ -136,12 +136,15 @@ class TestTable:
             read_run(write_run(tmp_path / "ga_sam", sharpness=0.1, bleu=31.25), "ga_sam"),
         ]
         assert markdown_table(runs).splitlines() == [
-            "| run | BLEU | best valid loss (bits) | s/epoch | s/epoch perturbed |",
+            "| run | BLEU (of 100) ↑ | lowest valid loss (bits) ↓ | training s/epoch "
+            "| training s/epoch, perturbed |",
             "| --- | ---: | ---: | ---: | ---: |",
             "| adam | 30.00 | 5.000 | 10.0 | – |",
             "| ga_sam | 31.25 | 5.000 | 10.0 | 30.0 |",
             "",
             "- BLEU: `nrefs:1|tok:13a`",
+            "- ↑ higher is better, ↓ lower is better; std is the sample's, over runs",
+            "- training s/epoch: seconds, without validation",
         ]
 
     def test_groups_have_mean_and_deviation(self, tmp_path):
@@ -149,22 +152,48 @@ class TestTable:
             read_run(write_run(tmp_path / f"adam-seed{s}", bleu=30.0 + s), f"adam-seed{s}")
             for s in (1, 2, 3)
         ]
-        row = markdown_table(runs, group_by="seed[0-9]+").splitlines()[2]
+        header, _, row = markdown_table(runs, group_by="seed[0-9]+").splitlines()[:3]
+        assert header.startswith("| run | runs | BLEU (of 100) ↑, mean ± std | lowest valid loss")
         assert row.startswith("| adam | 3 | 32.00 ± 1.00 | 5.000 ± 0.000 |")
 
-    def test_published_results_stand_beside_and_below(self, tmp_path):
+    def test_published_results_stand_beside_runs_and_nowhere_else(self, tmp_path):
         runs = [
             read_run(write_run(tmp_path / name, bleu=30.0), name) for name in ("baseline", "mine")
         ]
         published = Published("Somebody", {"BLEU": {"baseline": "35.41 ± 0.13", "theirs": "36.00"}})
-        lines = markdown_table(runs, published=published).splitlines()
-        assert lines[0].startswith("| run | BLEU | paper | best")
+        table = markdown_table(runs, published=published, paper_remark="not comparable: small")
+        lines = table.splitlines()
+        remark = "BLEU in the paper (not comparable: small)"
+        assert lines[0].startswith(f"| run | BLEU (of 100) ↑ | {remark} | lowest")
         assert [line.split(" | ")[:3] for line in lines[2:5]] == [
             ["| baseline", "30.00", "35.41 ± 0.13"],
             ["| mine", "30.00", "–"],
-            ["| theirs", "–", "36.00"],
+            [""],
         ]
-        assert lines[-1] == "- paper: Somebody"
+        assert "theirs" not in table
+        assert "- paper: Somebody" in lines
+
+    @pytest.mark.parametrize(
+        ("records", "shown"),
+        [
+            ([("BLEU", 30.0, None), ("chrF2", 50.0, None)], True),
+            ([("BLEU", 0.4, None), ("chrF2", 12.0, None)], False),
+            ([("Accuracy", 80.0, 50.0)], True),
+            ([("Accuracy", 50.0, 50.0)], False),
+            ([("Accuracy", 50.0, None)], True),
+            ([("Matthews", 0.0, 0.0)], False),
+        ],
+    )
+    def test_p_values_of_chance_are_left_out(self, tmp_path, records, shown):
+        directory = write_run(tmp_path / "sam")
+        content = [
+            {"name": name, "score": score, "p_value": 0.012, "chance": chance}
+            for name, score, chance in records
+        ]
+        (directory / "scores.json").write_text(json.dumps(content))
+        table = markdown_table([read_run(directory, "sam")])
+        assert table.count(" 0.012 ") == (len(records) if shown else 0)
+        assert ("differs from baseline's" in table) == shown
 
     def test_p_values_of_a_group_are_their_median(self, tmp_path):
         runs = []
@@ -174,9 +203,10 @@ class TestTable:
             (directory / "scores.json").write_text(json.dumps([record]))
             runs.append(read_run(directory, directory.name))
         lines = markdown_table(runs, group_by="seed[0-9]+").splitlines()
-        assert lines[0].startswith("| run | runs | BLEU | p |")
+        title = "BLEU (of 100) ↑, mean ± std | p: BLEU differs from baseline's"
+        assert lines[0].startswith(f"| run | runs | {title} |")
         assert lines[2].startswith("| sam | 3 | 30.00 ± 0.00 | 0.040 |")
-        assert "paired bootstrap" in lines[-1]
+        assert any("paired bootstrap" in line for line in lines)
 
     def test_every_paper_has_a_metric_that_is_scored(self):
         known = {TOKENISED_BLEU, "ROUGE-1", "ROUGE-2", "ROUGE-Lsum"}
@@ -192,7 +222,9 @@ class TestTable:
         (directory / "scores.json").write_text(json.dumps(records))
         published = Published("Somebody", {name: {"baseline": "2"} for name in ("C", "D", "A")})
         header = markdown_table([read_run(directory, "baseline")], published=published)
-        assert header.startswith("| run | C | paper | D, paper | A | paper | B | best")
+        assert header.startswith(
+            "| run | C | C in the paper | A | A in the paper | B | lowest valid loss"
+        )
 
     @pytest.mark.parametrize("name", ["mirror_bert_sts", "mirror_roberta_sts"])
     def test_published_averages_are_those_of_their_sets(self, name):
@@ -224,6 +256,18 @@ class TestReport:
         assert table.read_text(encoding="utf-8").startswith("# Demo\n\n| run |")
         assert plot.read_bytes().startswith(b"\x89PNG")
         assert sorted(os.listdir(tmp_path)) == ["curves.png", "report.md", "runs"]
+
+    @pytest.mark.parametrize("name", ["/dev/full", "directory", "none/report.md"])
+    def test_a_table_that_cannot_be_written(self, tmp_path, name, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "directory").mkdir()
+        run = write_run(tmp_path / "run")
+        assert main(["report", str(run), "--output", name]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"fairseq-sam report: error: {name}: cannot write (")
+        assert error.count("\n") == 1
+        assert sorted(os.listdir(tmp_path)) == ["directory", "run"]
+        assert not os.path.isfile("/dev/full")
 
     @pytest.mark.parametrize("sharpness", [None, 0.1])
     def test_axes_have_units(self, tmp_path, sharpness):

@@ -69,6 +69,31 @@ class TestFigures:
         assert 0 < accuracy < 100
         assert clean["accuracy"] == pytest.approx(accuracy, abs=2e-3)
 
+    def test_perplexity_and_accuracy_are_not_rounded(
+        self, checkpoint: str, corpus: Path, capsys: Any, tmp_path: Path
+    ) -> None:
+        """Radii that move the loss in its sixth digit move the perplexity as much."""
+        written = tmp_path / "figures.json"
+        radii = "1e-5,2e-5,3e-5,4e-5"
+        assert run(corpus, checkpoint, "--radii", radii, "--steps", 1, "--json", written) == 0
+        (figures,) = json.loads(written.read_text())["checkpoints"]
+        points = figures["corrupted"]
+        values = [point["ppl"]["mean"] for point in points]
+        assert len({figures["clean"]["ppl"], *values}) == 5
+        trained = load_trained_model(checkpoint, str(corpus))
+        samples = mini_batches(trained, "valid", 4000)
+        criterion = build_criterion(trained, "cross_entropy")
+        scores = task_scores(trained, criterion, samples)
+        assert scores["ppl"] == pytest.approx(math.exp(scores["loss"]), rel=1e-6)
+        accuracy = figures["clean"]["accuracy"]
+        tokens = sum(int(sample["ntokens"]) for sample in samples)
+        assert accuracy * tokens / 100 == pytest.approx(round(accuracy * tokens / 100), abs=1e-9)
+        from fairseq import utils
+        from fairseq.criterions import label_smoothed_cross_entropy
+
+        assert utils.get_perplexity(1.5) == 2.83
+        assert "round" not in vars(label_smoothed_cross_entropy)
+
     def test_largest_within_the_box(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
         """More steps find more, and a random corner of the box is better than the worst."""
         flags = {

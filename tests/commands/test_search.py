@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.search import runner
+from fairseq_sam.search import command_check, runner
 from fairseq_sam.search.files import locked
 from fairseq_sam.search.slots import gpu_slots
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
+from tests.search.made_trainer import write_checkpoint
 
 OPTIMUM = 3e-3
 MADE = ROOT / "tests" / "search" / "made_trainer.py"
@@ -26,6 +27,7 @@ def _made_trainer(request, monkeypatch):
     """Puts tests/search/made_trainer.py in place of fairseq-train."""
     if "corpus" not in request.fixturenames:
         monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(MADE)))
+        monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
 
 
@@ -120,6 +122,15 @@ class TestGivesUp:
         assert "diverged: FloatingPointError: Minimum loss scale reached" in printed
         assert "best: --sam-rho 0.002" in printed
 
+    def test_a_diverging_run_whose_diagnosis_fails(self, tmp_path, capsys):
+        assert search(tmp_path / "out", "--diverge-above", "0.004", "--nan-detector") == 0
+        first = capsys.readouterr().out
+        assert "diverged: FloatingPointError: gradients are Nan/Inf" in first
+        for path in (tmp_path / "out").glob("rho-*/result.json"):
+            path.unlink()  # as by a version that took divergence for a failure
+        assert search(tmp_path / "out", "--diverge-above", "0.004", "--nan-detector") == 0
+        assert capsys.readouterr().out == first
+
     def test_a_diverging_baseline_is_an_error(self, tmp_path, capsys):
         assert search(tmp_path / "out", "--diverge-above", "-1") == 1
         assert "rho-0/train.log" in capsys.readouterr().err.splitlines()[-1]
@@ -168,6 +179,8 @@ def searching(out, *flags):
         # A shell that starts the tests in the background has them ignore Ctrl-C.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "from fairseq_sam.commands import main; from fairseq_sam.search import runner;"
+        "from fairseq_sam.search import command_check;"
+        "command_check.CHECKER = (sys.executable, '-S', '-c', '');"
         f"runner.TRAINER = (sys.executable, '-S', {str(MADE)!r}); runner.POLL_SECONDS = 0.02;"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -241,11 +254,12 @@ class TestGoesOn:
 
     def test_all_runs_begin_with_a_checkpoint(self, tmp_path):
         checkpoint = tmp_path / "checkpoint2.pt"
-        checkpoint.write_text("2")
+        write_checkpoint(checkpoint, 2)
+        content = checkpoint.read_bytes()
         options = ["--start-from", checkpoint]
         assert search(tmp_path / "out", options=options) == 0
         assert {tuple(epochs) for epochs in starts(tmp_path / "out").values()} == {(2,)}
-        assert checkpoint.read_text() == "2"
+        assert checkpoint.read_bytes() == content
 
 
 class TestGpus:

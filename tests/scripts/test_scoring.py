@@ -115,3 +115,10 @@ class TestSummaries:
                 return " ".join(f"<{n}>" for n in numbers)
 
         assert summaries.decode("12 <unk> 7", Decoder()) == "<12> <7>"
+
+
+def test_scores_of_chance():
+    """An accuracy of the commonest class is chance, and so is no correlation at all."""
+    chance = importlib.import_module("predictions").CHANCE
+    found = {name: function(np.array([0, 1, 1, 2, 1])) for name, function in chance.items()}
+    assert found == {"accuracy": 0.6, "matthews": 0, "pearson": 0, "spearman": 0}
