@@ -2,8 +2,8 @@
 
 A method is a choice of independent parts (:mod:`~fairseq_sam.perturbation.settings`). Where it is
 computed: T, its groups, the step and the projection in ``ascent``; the weights' way to w + a and
-back in ``weights``; what the passes of a step share in ``replay``; δ-SAM's weights in
-``sentence_weights``; the passes of a step in ``step``; what a user calls in ``risk``.
+back in ``weights``; what the passes of a step share in ``replay`` and ``held_state``; δ-SAM's
+weights in ``sentence_weights``; the passes of a step in ``step``; what a user calls in ``risk``.
 """
 
 from fairseq_sam.perturbation.risk import SharpnessAwareLoss

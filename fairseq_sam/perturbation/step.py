@@ -179,9 +179,7 @@ class RepeatedStep:
         loss = self._loss
         loss.num_steps += 1
         self._weights.take_snapshot()
-        noted = dict(
-            zip(map(id, self._weights.with_snapshot()[0]), self._weights.with_snapshot()[1])
-        )
+        noted = {id(w): value for w, value in zip(*self._weights.with_snapshot())}
         watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
         if loss.num_steps == 1:  # of those that are frozen or left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)

@@ -106,7 +106,8 @@ class PerturbedWeights:
                 self.begin()
                 self.take_snapshot()
             self._choose_moving(gradients)
-            self._note([i for i in self._moving if i not in set(self._noted)])  # thawed since
+            noted = set(self._noted)
+            self._note([i for i in self._moving if i not in noted])  # thawed since
             self.perturbed = True
         if not self._moving:
             return

@@ -293,12 +293,16 @@ def test_modules_without_weights_of_their_own_count_too():
     assert (float(net[2].count), float(criterion.count)) == (2, 1)
 
 
+class Notes(List[bool]):
+    """A list that is no part of the state that the passes of a step share."""
+
+
 class FirstBuffer(nn.Module):
     """A buffer that there is none of before the first pass."""
 
     def __init__(self, declared: bool) -> None:
         super().__init__()
-        self.found: List[bool] = []
+        self.found: List[bool] = Notes()
         if declared:
             self.register_buffer("memory", None)
 
