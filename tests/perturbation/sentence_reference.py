@@ -1,4 +1,4 @@
-"""δ-SAM once more (SPEC §4, §5): loops over sentences and weights, no tensors where numbers do."""
+"""δ-SAM once more (Eqs. 5; the draft, Eqs. 3-6): loops over sentences and weights, no tensors where numbers do."""
 
 from typing import Callable, List, Optional, Sequence
 

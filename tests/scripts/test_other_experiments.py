@@ -13,7 +13,7 @@ from tests.scripts.script_runs import BASH, dry_run, flags, needs_text_packages,
 
 pytestmark = [pytest.mark.skipif(BASH is None, reason="there is no bash")]
 
-# papers/SPEC.md §6: norm and radius, from GA-SAM's Appendices C.2.1 and C.2.2.
+# Norm and radius, from the Appendices C.2.1 and C.2.2 of GA-SAM.
 RADII = {
     "textcnn_imdb": {
         "sam": ("linf", "2e-5"),
