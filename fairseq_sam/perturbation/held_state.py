@@ -32,9 +32,8 @@ class HeldState:
         tensors: Dict[int, Tensor] = {}
         seen = set()
         for _, saved in self._names:
-            for name, value in saved.items():
-                if name in _OF_EVERY_MODULE:
-                    continue
+            for name in saved.keys() - _OF_EVERY_MODULE:
+                value = saved[name]
                 if isinstance(value, Tensor):
                     tensors[id(value)] = value
                 elif type(value) in _KEEPERS and id(value) not in seen:
@@ -65,8 +64,9 @@ class HeldState:
         """Puts everything back, past autograd, which has noted the buffers."""
         for names, saved in self._names:
             names.update(saved)
-            for name in names.keys() - saved.keys():
-                del names[name]
+            if len(names) > len(saved):
+                for name in names.keys() - saved.keys():
+                    del names[name]
         for names, saved in self._plain:
             for name, value in [each for each in names.items() if type(each[1]) in _PLAIN]:
                 if name not in saved:

@@ -256,7 +256,7 @@ def _weights_that_hooks_write(holders: Iterable[Any]) -> List[Tensor]:
     """
     found: List[Tensor] = []
     for module in holders:
-        hooks = getattr(module, "_forward_pre_hooks", None) or {}
-        if any(not isinstance(hook, (WeightNorm, SpectralNorm)) for hook in hooks.values()):
+        hooks = getattr(module, "_forward_pre_hooks", None)
+        if hooks and any(not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()):
             found += [weight for weight in module.parameters(recurse=False) if not is_lazy(weight)]
     return found
