@@ -92,8 +92,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_arguments(args: argparse.Namespace) -> None:
     """Stops with status 2 where arguments do not fit together."""
-    if not args.output:
-        args.misuse("argument --output: '' is no name of a file")
     by_number = args.last_epochs is not None or args.last_updates is not None
     if by_number and len(args.inputs) != 1:
         args.misuse("--last-epochs and --last-updates take exactly one DIR")

@@ -106,6 +106,7 @@ def run(args: argparse.Namespace) -> int:
     """Searches, prints, writes."""
     command = _training_command(args)
     _check_arguments(args)
+    require_fairseq()
     from fairseq_sam.search.conduct import check_before, conduct
     from fairseq_sam.search.errors import MisuseError, SearchError
 
@@ -115,7 +116,6 @@ def run(args: argparse.Namespace) -> int:
         args.misuse(str(error))
     if args.dry_run:
         return _print_commands(args, command)
-    require_fairseq()
     try:
         with _termination_interrupts():
             summary = conduct(_plan(args), command, _slots(args, command), _tell)

@@ -264,7 +264,8 @@ class TestReport:
         run = write_run(tmp_path / "run")
         assert main(["report", str(run), "--output", name]) == 1
         error = capsys.readouterr().err
-        assert error.startswith(f"fairseq-sam report: error: {name}: cannot write (")
+        assert error.startswith(f"fairseq-sam report: error: {name}: ")
+        assert len(error.splitlines()) == 1
         assert error.count("\n") == 1
         assert sorted(os.listdir(tmp_path)) == ["directory", "run"]
         assert not os.path.isfile("/dev/full")
