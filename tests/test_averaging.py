@@ -406,7 +406,7 @@ class TestCommand:
     def test_no_output(self, tmp_path, capsys):
         save_all(tmp_path, 2)
         assert main(["average", "checkpoint1.pt", "--output", ""]) == 1
-        assert "--output: ''" in capsys.readouterr().err
+        assert "--output '': is no file" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         "arguments",

@@ -1,4 +1,4 @@
-"""The maths of GA-SAM (Eqs. 13-18) once more: slow, obviously right, and with nothing of the package in it.
+"""The maths of GA-SAM (Eqs. 13-18) once more: slow, obviously right, with nothing of the package.
 
 All weights lie in one flat float64 vector; a group is a list of positions in it; everything is a
 loop over groups or over entries.

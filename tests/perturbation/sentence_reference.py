@@ -1,4 +1,4 @@
-"""δ-SAM once more (Eqs. 5; the draft, Eqs. 3-6): loops over sentences and weights, no tensors where numbers do."""
+"""δ-SAM once more (Eq. 5; draft, Eqs. 3-6): loops over sentences, no tensors where numbers do."""
 
 from typing import Callable, List, Optional, Sequence
 
