@@ -59,6 +59,7 @@ class PerturbedWeights:
         self._layers = layers
         self._snapshot: Dict[int, Tensor] = {}
         self._noted: List[int] = []
+        self._displacement: Tuple[List[Tensor], float] = ([], 0.0)
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
         self._layer_numbers: Optional[Tensor] = None
@@ -147,12 +148,17 @@ class PerturbedWeights:
         self.restore()
         self.take_snapshot()
         self.perturbed = True
-        weights = self.trained()
+        self._displacement = (list(displacement), factor)
+        self._displace()
+
+    def _displace(self) -> None:
+        displacement, factor = self._displacement
+        weights = self.with_snapshot()[0]
         if self.low_precision:
             for weight, part in zip(weights, displacement):
                 weight.copy_(weight.float().add_(part, alpha=factor))
         else:
-            torch._foreach_add_(weights, list(displacement), alpha=factor)
+            torch._foreach_add_(weights, displacement, alpha=factor)
         torch.clear_autocast_cache()
 
     @torch.no_grad()
@@ -162,6 +168,7 @@ class PerturbedWeights:
             foreach.copy_(*self.with_snapshot())
             self.perturbed = False
             self._exact = []
+            self._displacement = ([], 0.0)
             torch.clear_autocast_cache()
         self._noted = []
 
@@ -192,12 +199,16 @@ class PerturbedWeights:
 
     @contextlib.contextmanager
     def at_w(self) -> Iterator[None]:
-        """Context in which the weights are at w, wherever they are; costs a copy if elsewhere."""
+        """Context in which the weights are at w, wherever they are.
+
+        A displacement is added anew afterwards; an ascent costs a copy of the weights.
+        """
         if not self.perturbed:
             yield
             return
         weights, values = self.with_snapshot()
-        elsewhere = [weight.detach().clone() for weight in weights]
+        is_displaced = bool(self._displacement[0])
+        elsewhere = [] if is_displaced else [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             foreach.copy_(weights, values)
         torch.clear_autocast_cache()
@@ -205,7 +216,10 @@ class PerturbedWeights:
             yield
         finally:
             with torch.no_grad():
-                foreach.copy_(weights, elsewhere)
+                if is_displaced:
+                    self._displace()
+                else:
+                    foreach.copy_(weights, elsewhere)
             torch.clear_autocast_cache()
 
     def origins(self) -> List[Tuple[Tensor, Tensor]]:

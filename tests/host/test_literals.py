@@ -254,7 +254,7 @@ class TestCheckpoint:
         torch.save(state, tmp_path / "poisoned.pt")
         return tmp_path / "poisoned.pt", ran
 
-    @pytest.mark.parametrize("command", ["risk {0} {1} --cpu", "gradients {1} {0} --cpu"])
+    @pytest.mark.parametrize("command", ["risk {1} {0} --cpu", "gradients {1} {0} --cpu"])
     def test_is_refused_by_commands(self, corpus, poisoned, command, capsys):
         path, ran = poisoned
         assert main(command.format(path, corpus).split()) == 1

@@ -532,6 +532,7 @@ def en_vi(tmp_path):
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 @needs_text_packages
 def test_en_vi_small(tmp_path, en_vi):
     out = tmp_path / "out"
@@ -584,6 +585,7 @@ def summaries(tmp_path):
     return ["--data", data, "--gpt2-bpe", bpe]
 
 
+@pytest.mark.slow
 @needs_text_packages
 def test_bart_small(tmp_path, summaries):
     out = tmp_path / "out"
