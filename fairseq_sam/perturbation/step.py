@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -174,7 +175,7 @@ class RepeatedStep:
         """Context of the first pass, which finds the weights that a pass writes into.
 
         They are known by their version or place. What was written past both, through ``.data``, is
-        seen by its value, in the 1st, 2nd, 4th, 8th … step, as looking waits for the GPU.
+        seen by its value, in the 1st, 8th, 64th … step, as looking waits for the GPU.
         """
         loss = self._loss
         loss.num_steps += 1
@@ -190,7 +191,7 @@ class RepeatedStep:
             with torch.no_grad():
                 foreach.copy_(*self._weights.with_snapshot())
             raise
-        looks = loss.num_steps & (loss.num_steps - 1) == 0
+        looks = 8 ** round(math.log(loss.num_steps, 8)) == loss.num_steps
         written = [
             weight
             for weight, mark in zip(watched, marks)

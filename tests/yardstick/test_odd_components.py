@@ -60,7 +60,7 @@ NOT_SEEN = {
     "model_plain_object": "what lies in an object of a module's own",
     "model_slots": "what lies in slots",
     "model_scripted": "attributes of a compiled module",
-    "model_writes_later": "a write past autograd that begins late is seen in the 4th, 8th, … step",
+    "model_writes_later": "a write past autograd that begins late is seen in the 8th, 64th, … step",
     "task_own_optimizer": "a task that trains a module of its own trains it in each pass",
 }
 """What the README says that replaying does not cover."""
