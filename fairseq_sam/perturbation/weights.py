@@ -247,7 +247,8 @@ class PerturbedWeights:
         sizes = groups.sizes(norms)
         noise: Blocks = [torch.zeros(())] * len(norms)
         if scale.divides_by_gradient:
-            noise = groups.from_tensors(self._noise(gradients, dtype) / divisor)
+            each = norms[0] if groups.granularity == "layer" else foreach.norms(gradients)
+            noise = groups.from_tensors(self._noise(each, dtype) / divisor)
         weight_norms = (
             groups.norms([self.weights[i] for i in self._moving]) if scale.uses_weights else norms
         )
@@ -256,10 +257,14 @@ class PerturbedWeights:
             for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
         ]
 
-    def _noise(self, gradients: List[Tensor], dtype: torch.dtype) -> Tensor:
-        """Returns the strength at or below which the gradient of a moving tensor is noise."""
+    def _noise(self, norms: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns the strength at or below which the gradient of a moving tensor is noise.
+
+        Args:
+            norms: ‖g‖ of each moving tensor.
+            dtype: the format that the gradients were computed in.
+        """
         assert self._groups is not None
-        norms = foreach.norms(gradients)
         if self._layers is not None and self._layer_numbers is None:
             # Made once and kept: filling a tensor from Python numbers waits for the GPU.
             found = [self._layers[i] for i in self._moving]
