@@ -39,7 +39,6 @@ class PerturbedWeights:
         realised: ⟨r, a⟩/⟨a, a⟩ over the half-precision weights, r being what the last step changed
             in them.
         low_precision: whether there are half-precision weights.
-        has_moved: whether a weight had a gradient to follow, in this step or an earlier one.
     """
 
     def __init__(
@@ -51,7 +50,6 @@ class PerturbedWeights:
         self.weights = list(weights)
         self.settings = settings
         self.perturbed = False
-        self.has_moved = False
         self.finite: Tensor
         self.norm: Tensor
         self.realised: Tensor
@@ -112,7 +110,6 @@ class PerturbedWeights:
             self.perturbed = True
         if not self._moving:
             return
-        self.has_moved = True
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
@@ -268,7 +265,8 @@ class PerturbedWeights:
         if self._layers is not None and self._layer_numbers is None:
             # Made once and kept: filling a tensor from Python numbers waits for the GPU.
             found = [self._layers[i] for i in self._moving]
-            numbers = [sorted(set(found)).index(number) for number in found]
+            order = {number: i for i, number in enumerate(sorted(set(found)))}
+            numbers = [order[number] for number in found]
             vectors = [self.weights[i].dim() < 2 for i in self._moving]
             self._layer_numbers = torch.tensor(numbers, device=norms.device)
             self._are_vectors = torch.tensor(vectors, device=norms.device)
