@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings
-from fairseq_sam.perturbation.unperturbed import call_at
+from fairseq_sam.perturbation.risk import call_at
 from tests.perturbation.small_net import (
     SmallNet,
     assert_all_close,
