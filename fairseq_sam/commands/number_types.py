@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from typing import Callable, Tuple
+from typing import Callable, Optional, Tuple, Union
 
 LARGEST_COUNT = 10**9
 LARGEST_RADIUS = 1e6
@@ -75,6 +75,37 @@ def positive(text: str) -> float:
             f"{text} is not allowed: it must be a finite number above 0 (1e6 at most)"
         )
     return value
+
+
+def radius(text: str) -> Union[float, str]:
+    """Converts a radius: a number from 0 to 1e6, or a share of the loss from 0% to 100%.
+
+    A share stays text, as which it goes into checkpoints; see :func:`share_of`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+
+    >>> radius("5e-2"), radius("5.0%")
+    (0.05, '5%')
+    """
+    number = _finite(text[:-1] if text.endswith("%") else text)
+    if text.endswith("%") and 0 <= number <= 100:
+        return f"{number:.12g}%"
+    if text.endswith("%") or not 0 <= number <= LARGEST_RADIUS:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a finite number, 0 or more (1e6 at most), or a "
+            "share of the loss from 0% to 100%"
+        )
+    return number
+
+
+def share_of(radius: Union[float, str, None]) -> Optional[float]:
+    """Returns the share that a radius is given as, None where it is given as a number.
+
+    >>> share_of("5%")
+    0.05
+    """
+    return float(radius[:-1]) / 100 if isinstance(radius, str) else None
 
 
 def radii(text: str) -> Tuple[float, ...]:

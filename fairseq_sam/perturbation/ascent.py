@@ -16,6 +16,13 @@ For a gradient g and a step size η the step is
 
     p = 2:  u = η T² g / ‖T g‖₂          p = ∞:  u = η T sgn(g)
 
+and to first order a step of length ρ raises the loss by ρ ‖T g‖_q, q being dual to p (2 to 2, 1 to
+∞). A radius given as a share σ of the loss L is the one at which that rise is σ L:
+
+    ρ = σ L / ‖T g‖_q
+
+which means the same for every scale, norm, loss reduction, batch size and model.
+
 that is u = c ⊙ v with a direction v (g or sgn g) and one coefficient c per group. Norms run over
 all perturbed weights together. A group with T = 0 stays where it is.
 
@@ -26,7 +33,7 @@ the model.
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -37,6 +44,12 @@ from fairseq_sam.perturbation.foreach import at_least_float32
 GRANULARITIES = ("element", "filter", "layer", "model")
 
 Blocks = Sequence[Tensor]
+Radius = Union[float, Tensor]
+"""A number, or a scalar tensor where it is known on the device only."""
+
+DUAL = {"l2": 2, "linf": 1}
+"""q of ‖·‖_q, for each p."""
+
 Formula = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -101,15 +114,15 @@ class Groups:
         self._sizes: Optional[Blocks] = None
         self._tensor_sizes: Optional[Tensor] = None
 
-    def norms(self, tensors: Sequence[Tensor]) -> Blocks:
-        """Returns the L2 norm of each group, in float32 at least."""
+    def norms(self, tensors: Sequence[Tensor], order: int = 2) -> Blocks:
+        """Returns the L2 (or L1) norm of each group, in float32 at least."""
         if self.granularity == "element":
             return Computed(len(tensors), lambda i: at_least_float32(tensors[i]).abs())
         if self.granularity == "filter":
-            return [torch.cat([_row_norms(tensor).flatten() for tensor in tensors])]
-        norms = foreach.norms(tensors)
+            return [torch.cat([_row_norms(tensor, order).flatten() for tensor in tensors])]
+        norms = foreach.norms(tensors, order)
         if self.granularity == "model":
-            norms = torch.linalg.vector_norm(norms).reshape(1)
+            norms = torch.linalg.vector_norm(norms, order).reshape(1)
         return [norms]
 
     def sizes(self, like: Blocks) -> Blocks:
@@ -232,8 +245,33 @@ def noise_of_tensors(
     return noise
 
 
+def step_size(rho: Radius, num_steps: int) -> Radius:
+    """Returns η, the length of one ascent step: 1.5 ρ / K (GA-SAM §3.3)."""
+    return 1.5 * rho / num_steps
+
+
+def radius_of_rise(
+    norm: str, scale: Blocks, dual_norms: Blocks, rise: Tensor, greatest: Radius
+) -> Tensor:
+    """Returns the ρ at which the loss rises by so much to first order: rise / ‖T g‖_q.
+
+    0, never infinite, where there is no gradient.
+
+    Args:
+        norm: ``l2`` or ``linf``, the p to which q is dual.
+        scale: T of each group.
+        dual_norms: ‖g_i‖_q of each group.
+        rise: in the unit of the gradients, a scalar, not negative.
+        greatest: ρ is not greater.
+    """
+    length = total_norm((T * norms for T, norms in zip(scale, dual_norms)), DUAL[norm])
+    rho = rise.to(length) / length
+    rho = torch.where(torch.isfinite(rho), rho, torch.zeros_like(rho))
+    return rho.clamp(max=fitting(greatest, rho))
+
+
 def step_factor(
-    norm: str, scale: Blocks, gradient_norms: Blocks, step_size: float, keep: Tensor
+    norm: str, scale: Blocks, gradient_norms: Blocks, step_size: Radius, keep: Tensor
 ) -> Tensor:
     """Returns the factor of the ascent step: c = factor T² (p = 2) or factor T (p = ∞), a scalar.
 
@@ -246,7 +284,7 @@ def step_factor(
             ‖T g‖ = 0: there is no direction to go.
     """
     if norm == "linf":
-        return keep.to(scale[0]) * step_size
+        return keep.to(scale[0]) * fitting(step_size, scale[0])
     length = total_norm(T * norms for T, norms in zip(scale, gradient_norms))
     keep = keep & (length > 0)
     length = torch.where(keep, length, torch.ones_like(length))
@@ -279,7 +317,7 @@ def step_length(coefficients: Blocks, direction_norms: Blocks) -> Tensor:
 
 
 def project_(
-    norm: str, perturbation: Sequence[Tensor], groups: Groups, scale: Blocks, rho: float
+    norm: str, perturbation: Sequence[Tensor], groups: Groups, scale: Blocks, rho: Radius
 ) -> None:
     """Projects a perturbation onto S in place (GA-SAM Eqs. 17, 18).
 
@@ -296,35 +334,38 @@ def project_(
     if norm == "linf":
         bounds = groups.spread(scale)
         for part in foreach.chunks(perturbation):
-            foreach.clamp_(perturbation[part], [bounds[i] * rho for i in _indices(part)])
+            chunk = [bounds[i] for i in range(part.start, part.stop)]
+            foreach.clamp_(perturbation[part], [bound * fitting(rho, bound) for bound in chunk])
         return
     inside = (
         norms / torch.where(T > 0, T, torch.ones_like(T)) * (T > 0)
         for norms, T in zip(groups.norms(perturbation), scale)
     )
     length = total_norm(inside)
+    rho = fitting(rho, length)
     factor = torch.where(length > rho, rho / length, torch.ones_like(length))
     torch._foreach_mul_(list(perturbation), [factor.to(part) for part in perturbation])
 
 
-def total_norm(blocks: Iterable[Tensor]) -> Tensor:
-    """Returns the L2 norm over all entries of all blocks, a scalar; holds one block at a time."""
-    norms = torch.stack([torch.linalg.vector_norm(block) for block in blocks])
-    total: Tensor = torch.linalg.vector_norm(norms)
+def total_norm(blocks: Iterable[Tensor], order: int = 2) -> Tensor:
+    """Returns the L2 (or L1) norm over all entries of all blocks, a scalar; one block at a time."""
+    norms = torch.stack([torch.linalg.vector_norm(block, order) for block in blocks])
+    total: Tensor = torch.linalg.vector_norm(norms, order)
     return total
 
 
-def _indices(part: slice) -> range:
-    return range(part.start, part.stop)
+def fitting(value: Radius, like: Tensor) -> Radius:
+    """Returns a radius to calculate with beside a tensor, on its device."""
+    return value.to(like) if isinstance(value, Tensor) else value
 
 
 def _num_rows(shape: torch.Size) -> int:
     return shape.numel() if len(shape) < 2 else shape[0]
 
 
-def _row_norms(tensor: Tensor) -> Tensor:
+def _row_norms(tensor: Tensor, order: int) -> Tensor:
     tensor = at_least_float32(tensor)
     if tensor.dim() < 2:
         return tensor.abs()
-    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1)
+    norms: Tensor = torch.linalg.vector_norm(tensor.flatten(1), order, dim=1)
     return norms

@@ -35,14 +35,16 @@ def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
         yield slice(start, len(tensors))
 
 
-def norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Returns the L2 norm of each tensor, in float32 at least: shape [len(tensors)]."""
+def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
+    """Returns the L2 (or L1) norm of each tensor, in float32 at least: shape [len(tensors)]."""
     if all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors):
-        each = list(torch._foreach_norm(list(tensors)))
+        each = list(torch._foreach_norm(list(tensors), order))
     else:  # a norm accumulated in half precision overflows at 65504
         each = [
             torch.linalg.vector_norm(
-                tensor, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32
+                tensor,
+                order,
+                dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32,
             )
             for tensor in tensors
         ]

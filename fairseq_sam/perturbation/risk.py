@@ -39,7 +39,7 @@ class SharpnessAwareLoss:
 
     Args:
         trained: the weights that gradients are wanted for.
-        settings: the method; its rho must be positive for anything to happen.
+        settings: the method; one that is off (radius 0) costs its passes all the same.
         perturbed: those of ``trained`` that are perturbed (default: all).
         modules: what is called in a pass: the buffers, counters and memories of these modules (or
             other objects) move once a step.
@@ -156,6 +156,7 @@ class SharpnessAwareLoss:
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
         compute_dtype: Optional[torch.dtype] = None,
+        reach: float = 1.0,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -166,6 +167,7 @@ class SharpnessAwareLoss:
             scale_loss: that loss scaling alone, linear in the loss.
             no_sync: context in which backward does not reduce gradients across workers.
             compute_dtype: the format that the step computes in (default: autocast's, if it is on).
+            reach: multiplies the radius.
 
         Returns:
             The outcome. The weights are at w again.
@@ -175,7 +177,7 @@ class SharpnessAwareLoss:
             Exception: as :meth:`backward`.
         """
         compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
-        under_way = RepeatedStep(self, backward, scale_loss, compute_dtype)
+        under_way = RepeatedStep(self, backward, scale_loss, compute_dtype, reach)
         try:
             if self.settings.needs_sentences:
                 under_way.probe(step, no_sync)

@@ -7,12 +7,13 @@ displacements of w (w ± h r); they are constants to the gradient.
 
 import functools
 import logging
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.ascent import Radius, fitting
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
@@ -37,7 +38,8 @@ def probe_length(settings: PerturbationSettings, norm: Tensor, dtype: torch.dtyp
         return torch.full_like(norm, settings.probe_radius)
     exponent = 0.25 if settings.weighting == "published" else 0.5
     reach: float = 0.5 * torch.finfo(dtype).eps ** exponent
-    return (norm * reach).clamp(min=settings.rho)
+    least = settings.rho if settings.share is None else 0.0  # with a share ρ is not known yet
+    return (norm * reach).clamp(min=least)
 
 
 def random_direction(weights: Sequence[Tensor]) -> List[Tensor]:
@@ -193,7 +195,8 @@ class SentenceProbes:
     def __init__(self, settings: PerturbationSettings) -> None:
         self._settings = settings
         self._seen: List[List[Tensor]] = []
-        self._ratio: Union[float, Tensor] = 1.0
+        self._length: Optional[Tensor] = None
+        self._clean: List[Tensor] = []
         self._weights: List[SentenceWeights] = []
         self._applied: List[List[Tensor]] = []
 
@@ -209,7 +212,7 @@ class SentenceProbes:
         length = probe_length(self._settings, norm, dtype)
         direction = random_direction(weights.trained())
         torch._foreach_mul_(direction, [length.to(part) for part in direction])
-        self._ratio = self._settings.rho / length
+        self._length = length
         for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
             self._seen.append([])
             weights.displace(direction, sign)
@@ -238,19 +241,34 @@ class SentenceProbes:
         number = len(self._applied)
         if any(number >= len(seen) for seen in self._seen):
             raise RuntimeError("a pass has more mini-batches than the probes had")
-        if number == len(self._weights):
-            around = [seen[number] for seen in self._seen]
-            probed = Probes(losses.detach(), *around)
-            eta, beta = self._settings.eta, self._settings.beta
-            self._weights.append(weigh(self._settings.weighting, probed, eta, beta, self._ratio))
+        if number == len(self._clean):
+            self._clean.append(losses.detach())
         self._applied.append([])
         total: Tensor = WeighedSum.apply(losses, self._applied[-1])  # type: ignore[no-untyped-call]
         return total
 
-    def apply_weights(self, apply: bool) -> None:
-        """Lets backward passes from here on weigh the sentences, or count each once."""
+    def apply_weights(self, rho: Radius) -> None:
+        """Lets backward passes from here on weigh the sentences; each counts once before.
+
+        Args:
+            rho: ρ of this step, which the differences are brought to.
+        """
+        for number in range(len(self._weights), len(self._clean)):
+            self._weights.append(self._weights_of(number, rho))
         for applied, weights in zip(self._applied, self._weights):
-            applied[:] = [weights.values] if apply else []
+            applied[:] = [weights.values]
+
+    def _weights_of(self, number: int, rho: Radius) -> SentenceWeights:
+        assert self._length is not None
+        probed = Probes(self._clean[number], *(seen[number] for seen in self._seen))
+        ratio = fitting(rho, self._length) / self._length
+        settings = self._settings
+        return weigh(settings.weighting, probed, settings.eta, settings.beta, ratio)
+
+    def drop_weights(self) -> None:
+        """Lets backward passes from here on count each sentence once."""
+        for applied in self._applied:
+            applied.clear()
 
     def uniform(self) -> Optional[Tensor]:
         """Returns whether uniform weights took the place of those of a mini-batch."""

@@ -23,7 +23,10 @@ class PerturbationSettings:
 
     Attributes:
         rho: radius of the constraint set S = {a : ‖T⁻¹a‖_p ≤ rho} (ρ in SAM, ε in GA-SAM);
-            0 switches the perturbation off.
+            0 switches the perturbation off. With a share it is the greatest radius, and may be inf.
+        share: σ; the radius is the one at which the loss of the mini-batch rises by this share of
+            itself to first order (:mod:`~fairseq_sam.perturbation.ascent`); 0 switches off too.
+            None: the radius is rho.
         norm: p of the constraint, ``l2`` or ``linf``.
         scale: name of T in :data:`~fairseq_sam.perturbation.ascent.SCALES`.
         granularity: what a group of T is: ``element``, ``filter``, ``layer`` (one named tensor)
@@ -49,6 +52,7 @@ class PerturbationSettings:
     """
 
     rho: float = 0.05
+    share: Optional[float] = None
     norm: str = "l2"
     scale: str = "none"
     granularity: Optional[str] = None
@@ -62,7 +66,9 @@ class PerturbationSettings:
     per_instance: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.rho) and self.rho >= 0):
+        if self.share is not None and not 0 <= self.share <= 1:
+            raise ValueError(f"share is {self.share}: it must be a number from 0 to 1")
+        if not (self.rho >= 0 and (math.isfinite(self.rho) or self.share is not None)):
             raise ValueError(f"rho is {self.rho}: it must be a finite number, 0 or more")
         if not isinstance(self.num_steps, int) or self.num_steps < 1:
             raise ValueError(f"num_steps is {self.num_steps}: it must be a whole number, 1 or more")
@@ -94,12 +100,9 @@ class PerturbationSettings:
         return self.weighting != "uniform"
 
     @property
-    def step_size(self) -> float:
-        """η, the length of one ascent step: 1.5 ρ / K (GA-SAM §3.3, after Zhang et al. 2021).
-
-        For K = 1 the projection brings 1.5 ρ back to ρ, which is SAM's single step.
-        """
-        return 1.5 * self.rho / self.num_steps
+    def is_off(self) -> bool:
+        """Whether nothing is perturbed."""
+        return self.rho == 0 or self.share == 0
 
 
 def _check_choice(name: str, value: Any, allowed: Any) -> None:
@@ -133,19 +136,22 @@ def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
 
     Args:
         method: a key of :data:`METHODS`.
-        **overrides: fields of :class:`PerturbationSettings`; None keeps the method's own value.
+        **overrides: fields of :class:`PerturbationSettings`; None keeps the method's own value. A
+            share without rho has no greatest radius.
 
     Raises:
         ValueError: for an unknown method or an impossible combination.
 
-    >>> method_settings("ga_sam", num_steps=2).step_size == 1.5 * 2e-4 / 2
-    True
     >>> method_settings("ga_sam", scale="none").granularity is None
     True
+    >>> method_settings("sam", share=0.05).rho
+    inf
     """
     _check_choice("method", method, METHODS)
     given = {name: value for name, value in overrides.items() if value is not None}
     preset = METHODS[method]
+    if "share" in given:
+        given.setdefault("rho", math.inf)
     scale = given.get("scale", preset.scale)
     if "granularity" not in given:
         # A scale of its own brings or drops the need for groups.

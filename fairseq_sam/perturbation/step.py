@@ -10,6 +10,7 @@ from typing import (
     Callable,
     ContextManager,
     Iterator,
+    List,
     NamedTuple,
     Optional,
     Union,
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fairseq_sam.perturbation import foreach
+from fairseq_sam.perturbation.ascent import Radius
 from fairseq_sam.perturbation.foreach import Gradients
 from fairseq_sam.perturbation.replay import Replay, autocast_off
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
@@ -51,6 +53,7 @@ class Outcome(NamedTuple):
         clean: the pass at w.
         perturbed: the pass at w + a_K.
         norm: ‖a_K‖₂, a scalar tensor.
+        rho: ρ of the step, a scalar tensor.
         realised: ⟨r, a⟩/⟨a, a⟩ over the half-precision weights, r being what the last ascent step
             changed in them and a what it asked for; None where all weights have full precision.
         finite: boolean scalar tensor; false where an inner pass overflowed and the batch was
@@ -62,6 +65,7 @@ class Outcome(NamedTuple):
     clean: ForwardPass
     perturbed: ForwardPass
     norm: Tensor
+    rho: Tensor
     realised: Optional[Tensor]
     finite: Tensor
     uniform: Optional[Tensor] = None
@@ -122,15 +126,19 @@ class RepeatedStep:
         backward: Callable[[Tensor], None],
         scale_loss: Callable[[Tensor], Tensor],
         compute_dtype: Optional[torch.dtype],
+        reach: float,
     ) -> None:
         self._loss, self._settings, self._weights = loss, loss.settings, loss.weights
         self._backward, self._scale_loss = backward, scale_loss
         self._compute_dtype = compute_dtype
+        self._reach = reach
         self._weights.begin()
         self.sentences = SentenceProbes(loss.settings)
         self._clean: Optional[ForwardPass] = None
+        self._looked_at: Optional[Tensor] = None
+        self._deferred: List[Tensor] = []
         self._risk: Gradients = []
-        self._share = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
+        self._part = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
         self.replay = Replay(loss.called, loss.trained, loss.written)
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 
@@ -154,9 +162,14 @@ class RepeatedStep:
     ) -> None:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
         this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
+        radius: Radius = self._settings.rho * self._reach
         watch = contextlib.nullcontext() if self._clean else self._watching_for_writes()
         with watch, self.replay.one_pass(), no_sync():
             output = self._run(step, this)
+            if self._deferred:
+                radius = self._backward_of_deferred(output, radius)
+        is_share = self._settings.share is not None and not this.weighs
+        rise = self._rise() if is_share and self._clean is None else None
         self._clean = self._clean or _detached(output)
         gradients = foreach.take_gradients(self._loss.trained)
         if not this.num_backward and any(gradient is not None for gradient in gradients):
@@ -168,6 +181,8 @@ class RepeatedStep:
             others=[gradients[i] for i in self._loss.unmoved],
             divisor=self._divisor(self._clean),
             compute_dtype=self._compute_dtype,
+            radius=radius,
+            rise=rise,
         )
 
     @contextlib.contextmanager
@@ -214,7 +229,15 @@ class RepeatedStep:
         realised = weights.realised if weights.low_precision else None
         uniform = self.sentences.uniform()
         perturbed = _detached(output)
-        return Outcome(self._clean, perturbed, weights.norm, realised, weights.finite, uniform)
+        return Outcome(
+            self._clean,
+            perturbed,
+            weights.norm,
+            weights.radius(),
+            realised,
+            weights.finite,
+            uniform,
+        )
 
     def _run(self, step: Callable[[Pass], ForwardPass], this: Pass) -> ForwardPass:
         self.sentences.begin_pass()
@@ -235,17 +258,59 @@ class RepeatedStep:
         Without sentence weights the two are one. With them the mean risk, which is unweighted,
         takes a backward pass of its own.
         """
-        loss = loss * self._share if self._share != 1.0 else loss
-        if weighs and self._settings.risk == "mean" and loss.requires_grad:
-            trained = self._loss.trained
-            before = foreach.take_gradients(trained)
-            self.sentences.apply_weights(False)
-            with autocast_off(loss.device):
-                torch.autograd.backward(self._scale_loss(loss), retain_graph=True)
-            foreach.add_gradients_(self._risk, foreach.take_gradients(trained))
-            foreach.put_gradients(trained, before)
-        self.sentences.apply_weights(True)
+        loss = loss * self._part if self._part != 1.0 else loss
+        if self._settings.share is not None and self._clean is None:
+            seen = foreach.at_least_float32(loss.detach())
+            self._looked_at = seen if self._looked_at is None else self._looked_at + seen
+            if weighs:
+                self._deferred.append(loss)
+                return
+        if weighs:
+            if self._settings.risk == "mean":
+                foreach.add_gradients_(self._risk, self._unweighted_gradients([loss]))
+            self.sentences.apply_weights(self._settings.rho * self._reach)
         self._backward(loss)
+
+    def _backward_of_deferred(self, output: ForwardPass, greatest: Radius) -> Radius:
+        """Finds ρ from the gradient without sentence weights, then runs backward with them.
+
+        Until a pass at w has ended, the sample size and other mini-batches of it are not known.
+        """
+        gradients, rise = self._unweighted_gradients(self._deferred), self._rise()
+        assert rise is not None  # what is deferred was looked at
+        if self._settings.risk == "mean":
+            foreach.add_gradients_(self._risk, gradients)
+        radius = self._weights.radius_of_rise(
+            [gradients[i] for i in self._loss.chosen],
+            rise,
+            greatest,
+            self._divisor(output),
+            self._compute_dtype,
+        )
+        self.sentences.apply_weights(radius)
+        for loss in self._deferred:
+            self._backward(loss)
+        self._deferred = []
+        return radius
+
+    def _unweighted_gradients(self, losses: List[Tensor]) -> Gradients:
+        trained = self._loss.trained
+        before = foreach.take_gradients(trained)
+        self.sentences.drop_weights()
+        for loss in losses:
+            if loss.requires_grad:
+                with autocast_off(loss.device):
+                    torch.autograd.backward(self._scale_loss(loss), retain_graph=True)
+        gradients = foreach.take_gradients(trained)
+        foreach.put_gradients(trained, before)
+        return gradients
+
+    def _rise(self) -> Optional[Tensor]:
+        """Returns how far the loss is to rise to first order, multiplied as the gradients are."""
+        if self._looked_at is None:  # no loss at all, hence no gradient
+            return None
+        assert self._settings.share is not None
+        return self._scale_loss(self._looked_at).abs() * (self._settings.share * self._reach)
 
     def backward_of_training(self, loss: Tensor) -> None:
         """Runs backward for the gradient that is trained on.
@@ -258,7 +323,7 @@ class RepeatedStep:
             # Where an inner pass overflowed, the loss alone: it was computed at w.
             finite = self._weights.finite.to(loss.device)
             one = torch.ones_like(loss.detach())
-            loss = loss * torch.where(finite, one * self._share, one)
+            loss = loss * torch.where(finite, one * self._part, one)
         self._backward(loss)
 
     @torch.no_grad()
@@ -278,7 +343,7 @@ class RepeatedStep:
         """What the gradients are to be divided by to become those that the scales see."""
         like = clean.loss if isinstance(clean.loss, Tensor) else self._loss.trained[0]
         one = foreach.at_least_float32(torch.ones((), dtype=like.dtype, device=like.device))
-        divisor = self._scale_loss(one) * self._share
+        divisor = self._scale_loss(one) * self._part
         if self._settings.loss_reduction == "mean":
             size = clean.sample_size
             # A batch without targets has sample size 0 and no gradient either.

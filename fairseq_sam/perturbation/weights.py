@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.perturbation import ascent, foreach
-from fairseq_sam.perturbation.ascent import SCALES, Blocks, Groups, scale_of_groups, total_norm
+from fairseq_sam.perturbation.ascent import (
+    SCALES,
+    Blocks,
+    Groups,
+    Radius,
+    fitting,
+    scale_of_groups,
+    total_norm,
+)
 from fairseq_sam.perturbation.settings import PerturbationSettings
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -53,6 +61,7 @@ class PerturbedWeights:
         self.finite: Tensor
         self.norm: Tensor
         self.realised: Tensor
+        self._rho: Radius = 0.0
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
         self._layers = layers
         self._snapshot: Dict[int, Tensor] = {}
@@ -75,6 +84,7 @@ class PerturbedWeights:
         self.finite = torch.ones((), dtype=torch.bool, device=device)
         self.norm = torch.zeros((), device=device)
         self.realised = torch.ones((), device=device)
+        self._rho = 0.0
 
     @torch.no_grad()
     def ascend(
@@ -83,6 +93,8 @@ class PerturbedWeights:
         divisor: "float | Tensor" = 1.0,
         compute_dtype: Optional[torch.dtype] = None,
         others: Sequence[Optional[Tensor]] = (),
+        radius: Optional[Radius] = None,
+        rise: Optional[Tensor] = None,
     ) -> None:
         """Moves the weights from w + a_{k−1} to w + a_k.
 
@@ -98,6 +110,9 @@ class PerturbedWeights:
             compute_dtype: the format that the gradients were computed in where that is coarser
                 than their own (autocast); it sets the floor of rounding noise.
             others: gradients of weights that do not move, whose overflow voids the step too.
+            radius: ρ of the K steps, looked at in the first (default: the settings').
+            rise: how far the loss is to rise to first order, multiplied as the gradients are; ρ
+                follows from it, and ``radius`` is the greatest.
         """
         first = not self.perturbed
         if first:
@@ -122,8 +137,11 @@ class PerturbedWeights:
         if isinstance(norms, list):
             foreach.discard_non_finite_(norms, finite)
         if first:
-            coarsest = max((g.dtype for g in given), key=lambda dtype: torch.finfo(dtype).eps)
-            self._scale = self._compute_scale(given, norms, divisor, compute_dtype or coarsest)
+            self._scale = self._compute_scale(given, norms, divisor, compute_dtype)
+            self._rho = self.settings.rho if radius is None else radius
+            if rise is not None:
+                self._rho = self._radius_of(rise, self._rho, given, norms, self._scale)
+                self.finite = self.finite & torch.isfinite(rise).to(self.finite.device)
             self._first_step(given, norms)
         else:
             self._next_step(given, norms)
@@ -131,6 +149,34 @@ class PerturbedWeights:
         self._steps_taken += 1
         if self._steps_taken == self.settings.num_steps:
             self._scale, self._exact = [], []  # not to be held through the pass that trains
+
+    def radius(self) -> Tensor:
+        """Returns ρ of this step, a scalar on the device of ``norm``; 0 where nothing moved."""
+        rho = torch.ones_like(self.norm) * fitting(self._rho, self.norm)
+        return torch.where(self.finite.to(rho.device), rho, torch.zeros_like(rho))
+
+    @torch.no_grad()
+    def radius_of_rise(
+        self,
+        gradients: Sequence[Optional[Tensor]],
+        rise: Tensor,
+        greatest: Radius,
+        divisor: "float | Tensor" = 1.0,
+        compute_dtype: Optional[torch.dtype] = None,
+    ) -> Radius:
+        """Returns the ρ at which the loss rises so far to first order, and moves nothing.
+
+        Arguments are those of :meth:`ascend`. For an ascent that does not follow the gradient of
+        the loss itself.
+        """
+        self._choose_moving(gradients)
+        if not self._moving:
+            return greatest
+        assert self._groups is not None
+        given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
+        norms = self._groups.norms(given)
+        scale = self._compute_scale(given, norms, divisor, compute_dtype)
+        return self._radius_of(rise, greatest, given, norms, scale)
 
     @torch.no_grad()
     def displace(self, displacement: Sequence[Tensor], factor: float) -> None:
@@ -237,9 +283,11 @@ class PerturbedWeights:
         gradients: List[Tensor],
         norms: Blocks,
         divisor: "float | Tensor",
-        dtype: torch.dtype,
+        compute_dtype: Optional[torch.dtype],
     ) -> Blocks:
         assert self._groups is not None
+        coarsest = max((g.dtype for g in gradients), key=lambda dtype: torch.finfo(dtype).eps)
+        dtype = compute_dtype or coarsest
         groups, scale = self._groups, SCALES[self.settings.scale]
         sizes = groups.sizes(norms)
         noise: Blocks = [torch.zeros(())] * len(norms)
@@ -273,7 +321,20 @@ class PerturbedWeights:
         sizes = self._groups.tensor_sizes(norms)
         return ascent.noise_of_tensors(norms, sizes, dtype, self._layer_numbers, self._are_vectors)
 
-    def _coefficients(self, norms: Blocks, step_size: float) -> Blocks:
+    def _radius_of(
+        self,
+        rise: Tensor,
+        greatest: Radius,
+        gradients: List[Tensor],
+        norms: Blocks,
+        scale: Blocks,
+    ) -> Tensor:
+        assert self._groups is not None
+        norm, order = self.settings.norm, ascent.DUAL[self.settings.norm]
+        dual_norms = norms if order == 2 else self._groups.norms(gradients, order)
+        return ascent.radius_of_rise(norm, scale, dual_norms, rise, greatest)
+
+    def _coefficients(self, norms: Blocks, step_size: Radius) -> Blocks:
         """Returns the coefficients of the next step; the last step may use up T."""
         norm = self.settings.norm
         factor = ascent.step_factor(norm, self._scale, norms, step_size, self.finite)
@@ -284,7 +345,9 @@ class PerturbedWeights:
     def _first_step(self, gradients: List[Tensor], norms: Blocks) -> None:
         """Sets a_1 = Π(u_1): since ‖T⁻¹u_1‖ = η, projecting is stepping by min(η, ρ)."""
         assert self._groups is not None
-        coefficients = self._coefficients(norms, min(self.settings.step_size, self.settings.rho))
+        num_steps = self.settings.num_steps
+        length = self._rho if num_steps == 1 else ascent.step_size(self._rho, num_steps)
+        coefficients = self._coefficients(norms, length)
         weights = [self.weights[i] for i in self._moving]
         if self.low_precision:
             self._exact = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
@@ -320,14 +383,15 @@ class PerturbedWeights:
     def _next_step(self, gradients: List[Tensor], norms: Blocks) -> None:
         """Sets a_k = Π(a_{k−1} + u_k), with a_{k−1} read off the weights and the snapshot."""
         assert self._groups is not None
-        coefficients = self._coefficients(norms, self.settings.step_size)
+        step_size = ascent.step_size(self._rho, self.settings.num_steps)
+        coefficients = self._coefficients(norms, step_size)
         weights = [self.weights[i] for i in self._moving]
         origins = [self._snapshot[i] for i in self._moving]
         if not self.low_precision:
             torch._foreach_sub_(weights, origins)
         total = self._exact if self.low_precision else weights
         self._add_steps(total, gradients, self._groups.spread(coefficients))
-        ascent.project_(self.settings.norm, total, self._groups, self._scale, self.settings.rho)
+        ascent.project_(self.settings.norm, total, self._groups, self._scale, self._rho)
         torch._foreach_mul_(total, [self.finite.to(t) for t in total])
         self.norm = torch.linalg.vector_norm(foreach.norms(total))
         if self.low_precision:

@@ -5,6 +5,7 @@ that make no sense are refused while the command line is parsed, before any data
 """
 
 import logging
+import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
@@ -12,7 +13,14 @@ from typing import Any, Optional
 
 from fairseq.criterions import CRITERION_REGISTRY
 
-from fairseq_sam.commands.number_types import at_least_zero, num_steps, positive, whole_number
+from fairseq_sam.commands.number_types import (
+    at_least_zero,
+    num_steps,
+    positive,
+    radius,
+    share_of,
+    whole_number,
+)
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
@@ -45,12 +53,13 @@ class SharpnessAwareConfig:
         p, gate = self.perturbation, self.gate
         groups = f" per {p.granularity}" if p.granularity else ""
         return (
-            f"{self.method}: rho {p.rho:g} ({p.norm}), scale {p.scale}{groups}, {p.risk} risk, "
-            f"{p.num_steps} step(s), scales see the {p.loss_reduction} loss; from epoch "
-            f"{gate.start_epoch}, update {gate.start_update}, every {gate.interval} update(s)"
+            f"{self.method}: rho {_described(p)} ({p.norm}), scale {p.scale}{groups}, "
+            f"{p.risk} risk, {p.num_steps} step(s), scales see the {p.loss_reduction} loss; "
+            f"from epoch {gate.start_epoch}, update {gate.start_update}, "
+            f"every {gate.interval} update(s)"
             + (f"; {p.weighting} sentence weights" if p.weighting != "uniform" else "")
             + (f"; unperturbed: {self.exclude}" if self.exclude else "")
-            + ("; rho is 0: the base optimizer alone" if p.rho == 0 else "")
+            + ("; rho is 0: the base optimizer alone" if p.is_off else "")
         )
 
 
@@ -60,9 +69,12 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     group = parser.add_argument_group(f"Sharpness-aware minimisation ({method})")
     add = group.add_argument
     # fmt: off
-    add("--sam-rho", type=at_least_zero, metavar="R",
-        help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM); 0 is the base "
-             f"optimizer alone (default: {preset.rho:g})")
+    add("--sam-rho", type=radius, metavar="R",
+        help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM), or a share like 5%%: "
+             "the radius at which the loss of the mini-batch rises by that share to first order; "
+             f"0 is the base optimizer alone (default: {preset.rho:g})")
+    add("--sam-rho-max", type=positive, metavar="R",
+        help="with a share: the greatest radius (default: none)")
     add("--sam-norm", choices=NORMS, help=f"norm of the constraint (default: {preset.norm})")
     add("--sam-scale", choices=list(SCALES),
         help=f"scale T of the perturbation (default: {preset.scale})")
@@ -111,10 +123,17 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         ValueError: for combinations that cannot work, naming flag, value and what is allowed.
     """
     _refuse_unsupported(args, method)
+    share = share_of(args.sam_rho)
+    if args.sam_rho_max is not None and share is None:
+        raise ValueError(
+            f"argument --sam-rho-max: {args.sam_rho_max:g} is not allowed: it needs a share as "
+            "--sam-rho, such as 5%"
+        )
     try:
         perturbation = method_settings(
             method,
-            rho=args.sam_rho,
+            rho=args.sam_rho if share is None else args.sam_rho_max,
+            share=share,
             norm=args.sam_norm,
             scale=args.sam_scale,
             granularity=args.sam_granularity,
@@ -136,6 +155,13 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
     return SharpnessAwareConfig(
         method, perturbation, gate, args.sam_exclude, args.sam_log_gradients or 0
     )
+
+
+def _described(settings: PerturbationSettings) -> str:
+    if settings.share is None:
+        return f"{settings.rho:g}"
+    most = "" if math.isinf(settings.rho) else f", at most {settings.rho:g}"
+    return f"for {settings.share * 100:g}% of the loss{most}"
 
 
 def require_sentences(criterion: Any, name: str) -> None:

@@ -5,6 +5,7 @@ them up over micro-batches and workers, and :func:`log` turns the sums into
 
 =========================  ======================================================================
 ``sharpness``              loss at w + a_K minus loss at w, in the unit of the logged ``loss``
+``rho``                    the radius ρ, mean over micro-batches
 ``perturbation_norm``      ‖a_K‖₂, mean over micro-batches
 ``perturbation_realised``  share of the perturbation that half-precision weights took; 1 is all
 ``perturbation_skipped``   share of micro-batches trained on unperturbed, as a pass overflowed
@@ -28,6 +29,15 @@ PREFIX = "sam_"
 DIGITS = 9
 """Decimals kept, so many because fairseq prints six significant ones and small radii are small."""
 
+AVERAGED = {
+    "sam_rho": "rho",
+    "sam_norm": "perturbation_norm",
+    "sam_realised": "perturbation_realised",
+    "sam_skipped": "perturbation_skipped",
+    "sam_uniform": "perturbation_uniform",
+}
+"""What is logged as the mean over the perturbed micro-batches, by its key in a logging output."""
+
 LoggingOutput = Dict[str, Any]
 
 
@@ -44,6 +54,7 @@ def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
     """
     entries: LoggingOutput = {
         "sam_loss": sum(outcome.perturbed.extra.get("loss", 0) for outcome in outcomes),
+        "sam_rho": _mean([outcome.rho for outcome in outcomes]),
         "sam_norm": _mean([outcome.norm for outcome in outcomes]),
         "sam_skipped": _mean([(~outcome.finite).float() for outcome in outcomes]),
     }
@@ -95,13 +106,11 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
         metrics.log_scalar(
             "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
         )
-        for name, priority in (("norm", 32), ("realised", 33), ("skipped", 34), ("uniform", 34)):
-            if any(PREFIX + name in output for output in logging_outputs):
-                share = _total(logging_outputs, PREFIX + name) / perturbed
-                metrics.log_scalar(
-                    f"perturbation_{name}", share, perturbed, priority=priority, round=DIGITS
-                )
-    metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=35, round=2)
+        for number, (key, name) in enumerate(AVERAGED.items()):
+            if any(key in output for output in logging_outputs):
+                mean = _total(logging_outputs, key) / perturbed
+                metrics.log_scalar(name, mean, perturbed, priority=32 + number, round=DIGITS)
+    metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=38, round=2)
 
 
 def _sharpness(logging_outputs: List[LoggingOutput], criterion: Any) -> "float | Tensor":

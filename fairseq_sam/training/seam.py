@@ -95,8 +95,8 @@ class Seam:
         carrier.has_trained = True
         config: SharpnessAwareConfig = carrier.sharpness_aware
         self._note_gradients(step, config)
-        rho, is_open = config.perturbation.rho, config.gate.is_open(self.epoch, step.update_num)
-        if not (rho > 0 and is_open):
+        is_open = config.gate.is_open(self.epoch, step.update_num)
+        if config.perturbation.is_off or not is_open:
             loss, sample_size, logging_output = step.train_step(sample, *step[1:6], **step.kwargs)
             return loss, sample_size, metrics.describe_off(logging_output)
         sharpness_aware = self._loss_for(step, config)

@@ -6,6 +6,7 @@ from typing import Any, List
 import pytest
 
 from fairseq_sam.perturbation import METHODS, PerturbationSettings, method_settings
+from fairseq_sam.perturbation.ascent import step_size
 
 
 @pytest.mark.parametrize(
@@ -111,5 +112,4 @@ def test_every_part_can_be_replaced(method: str):
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
 def test_the_step_size_is_that_of_the_paper(num_steps: int):
-    settings = PerturbationSettings(rho=0.4, num_steps=num_steps)
-    assert settings.step_size == pytest.approx(0.6 / num_steps)
+    assert step_size(0.4, num_steps) == pytest.approx(0.6 / num_steps)
