@@ -198,27 +198,45 @@ def copy_batch(value: Any) -> Any:
     >>> sample
     {'net_input': {'src_tokens': tensor([0.])}, 'id': [7]}
     """
+    return mapped(value, _copy_of_leaf)
+
+
+def _copy_of_leaf(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Returns nested containers (also named tuples and data classes) with other things in them.
+
+    Args:
+        value: the containers.
+        function: is called for each thing in them.
+
+    >>> mapped({"a": [1, (2,)]}, lambda number: number + 1)
+    {'a': [2, (3,)]}
+    """
     result: Any
     if isinstance(value, dict):
         result = copy.copy(value)
         for key, entry in value.items():
-            result[key] = copy_batch(entry)
+            result[key] = mapped(entry, function)
         return result
     if isinstance(value, list):
         result = copy.copy(value)
-        result[:] = [copy_batch(entry) for entry in value]
+        result[:] = [mapped(entry, function) for entry in value]
         return result
     if isinstance(value, tuple):
-        entries = [copy_batch(entry) for entry in value]
+        entries = [mapped(entry, function) for entry in value]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         result = copy.copy(value)
         for field in dataclasses.fields(value):
-            object.__setattr__(result, field.name, copy_batch(getattr(value, field.name)))
+            entry = mapped(getattr(value, field.name), function)
+            object.__setattr__(result, field.name, entry)
         return result
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    return value.clone() if isinstance(value, Tensor) else value
+    return function(value)
 
 
 def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:

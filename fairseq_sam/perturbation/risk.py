@@ -23,6 +23,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
+from fairseq_sam.perturbation.outputs import Outputs
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
@@ -43,12 +44,18 @@ class SharpnessAwareLoss:
         perturbed: those of ``trained`` that are perturbed (default: all).
         modules: what is called in a pass: the buffers, counters and memories of these modules (or
             other objects) move once a step.
+        outputs_of: the module whose outputs the functional risk looks at (default: the first of
+            ``modules``). What wraps the model for data-parallel training, if anything does.
 
     Attributes:
         current: the pass under way, None outside of a step.
         called: ``modules``.
         written: weights that passes were seen to write into.
         num_steps: how many steps there were.
+        outputs_checked: whether the loss is known to depend on the weights through the outputs.
+
+    Raises:
+        ValueError: the functional risk has no module to look at.
     """
 
     def __init__(
@@ -57,8 +64,13 @@ class SharpnessAwareLoss:
         settings: PerturbationSettings,
         perturbed: Optional[Sequence[Tensor]] = None,
         modules: Sequence[Any] = (),
+        outputs_of: Optional[nn.Module] = None,
     ) -> None:
         self.settings = settings
+        self.outputs_of = outputs_of or next((m for m in modules if isinstance(m, nn.Module)), None)
+        if settings.risk == "functional" and self.outputs_of is None:
+            raise ValueError("risk is functional: it needs the model, in modules or outputs_of")
+        self.outputs_checked = False
         self.trained = list({id(weight): weight for weight in trained}.values())
         chosen = {id(weight) for weight in (self.trained if perturbed is None else perturbed)}
         self.chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
@@ -174,10 +186,14 @@ class SharpnessAwareLoss:
 
         Raises:
             BackwardPassedBy: the step did not call the pass's ``backward``.
+            OutputsBypassed: the functional risk cannot be had, as the loss depends on the weights
+                past the model's outputs.
             Exception: as :meth:`backward`.
         """
         compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
-        under_way = RepeatedStep(self, backward, scale_loss, compute_dtype, reach)
+        functional = self.outputs_of if self.settings.risk == "functional" else None
+        outputs = None if functional is None else Outputs(functional)
+        under_way = RepeatedStep(self, backward, scale_loss, compute_dtype, reach, outputs)
         try:
             if self.settings.needs_sentences:
                 under_way.probe(step, no_sync)

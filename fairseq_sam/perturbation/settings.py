@@ -12,7 +12,7 @@ from typing import Any, Dict, Optional
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 
 NORMS = ("l2", "linf")
-RISKS = ("perturbed", "mean")
+RISKS = ("perturbed", "mean", "functional")
 WEIGHTINGS = ("uniform", "published", "draft")
 LOSS_REDUCTIONS = ("mean", "sum")
 
@@ -32,7 +32,8 @@ class PerturbationSettings:
         granularity: what a group of T is: ``element``, ``filter``, ``layer`` (one named tensor)
             or ``model``. None exactly for the scale ``none``, which has no groups.
         risk: ``perturbed`` minimises L(w + a_K) (single-step: SAM and kin); ``mean`` minimises
-            the mean of L(w + a_k), k = 0..K (multi-step: GA-SAM Eq. 14).
+            the mean of L(w + a_k), k = 0..K (multi-step: GA-SAM Eq. 14); ``functional`` follows
+            J(w + a_K)ᵀ u (:mod:`~fairseq_sam.perturbation.outputs`).
         num_steps: K, the number of ascent steps.
         loss_reduction: whether the scales see the gradient of the ``mean`` loss (summed loss over
             sample size) or of the ``sum`` as fairseq's criterions return it. It matters only to
@@ -121,6 +122,8 @@ METHODS: Dict[str, PerturbationSettings] = {
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
     # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for most GLUE tasks of the draft.
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
+    # Singh et al. 2025.
+    "functional_sam": PerturbationSettings(rho=0.05, risk="functional"),
     "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
     # paper's 0.8 does with its summed losses of 4k tokens.

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.ascent import Radius
 from fairseq_sam.perturbation.foreach import Gradients
+from fairseq_sam.perturbation.outputs import Outputs, check_outputs
 from fairseq_sam.perturbation.replay import Replay, autocast_off
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
@@ -82,12 +83,18 @@ class Pass:
         ascends: whether it only serves to find the perturbation.
         probes: whether it is only looked at, without gradients, and for the losses alone.
         weighs: whether the loss is to be :meth:`weigh` of the sentences' losses.
+        follows: whether it is trained on the model's outputs, and its loss is not looked at.
     """
 
     def __init__(
-        self, step: RepeatedStep, ascends: bool, probes: bool = False, weighs: bool = False
+        self,
+        step: RepeatedStep,
+        ascends: bool,
+        probes: bool = False,
+        weighs: bool = False,
+        follows: bool = False,
     ) -> None:
-        self.ascends, self.probes, self.weighs = ascends, probes, weighs
+        self.ascends, self.probes, self.weighs, self.follows = ascends, probes, weighs, follows
         self._step = step
         self.num_backward = 0
 
@@ -98,7 +105,7 @@ class Pass:
             return
         if self.ascends:
             self._step.backward_of_ascent(loss, self.weighs)
-        else:
+        elif not self.follows:
             self._step.backward_of_training(loss)
 
     def weigh(self, losses: Tensor) -> Tensor:
@@ -127,16 +134,19 @@ class RepeatedStep:
         scale_loss: Callable[[Tensor], Tensor],
         compute_dtype: Optional[torch.dtype],
         reach: float,
+        outputs: Optional[Outputs],
     ) -> None:
         self._loss, self._settings, self._weights = loss, loss.settings, loss.weights
         self._backward, self._scale_loss = backward, scale_loss
         self._compute_dtype = compute_dtype
         self._reach = reach
+        self._outputs = outputs
         self._weights.begin()
         self.sentences = SentenceProbes(loss.settings)
         self._clean: Optional[ForwardPass] = None
         self._looked_at: Optional[Tensor] = None
         self._deferred: List[Tensor] = []
+        self._unweighted: Gradients = []
         self._risk: Gradients = []
         self._part = 1.0 / (self._settings.num_steps + 1) if self._settings.risk == "mean" else 1.0
         self.replay = Replay(loss.called, loss.trained, loss.written)
@@ -163,19 +173,23 @@ class RepeatedStep:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
         this = Pass(self, ascends=True, weighs=self._settings.needs_sentences)
         radius: Radius = self._settings.rho * self._reach
-        watch = contextlib.nullcontext() if self._clean else self._watching_for_writes()
+        watch = contextlib.nullcontext() if self._clean else self._first_pass()
         with watch, self.replay.one_pass(), no_sync():
             output = self._run(step, this)
             if self._deferred:
                 radius = self._backward_of_deferred(output, radius)
-        is_share = self._settings.share is not None and not this.weighs
-        rise = self._rise() if is_share and self._clean is None else None
-        self._clean = self._clean or _detached(output)
         gradients = foreach.take_gradients(self._loss.trained)
         if not this.num_backward and any(gradient is not None for gradient in gradients):
             raise BackwardPassedBy("the step called loss.backward() itself")
-        if self._settings.risk == "mean" and not this.weighs:
-            foreach.add_gradients_(self._risk, gradients)
+        is_share = self._settings.share is not None and not this.weighs
+        rise = self._rise() if is_share and self._clean is None else None
+        if self._clean is None:
+            self._clean = _detached(output)
+            if self._outputs is not None and not self._loss.outputs_checked:
+                self._check_outputs(step, no_sync, self._unweighted or gradients)
+        if self._settings.risk == "mean":
+            foreach.add_gradients_(self._risk, self._unweighted or gradients)
+        self._unweighted = []
         self._weights.ascend(
             [gradients[i] for i in self._loss.chosen],
             others=[gradients[i] for i in self._loss.unmoved],
@@ -184,6 +198,12 @@ class RepeatedStep:
             radius=radius,
             rise=rise,
         )
+
+    @contextlib.contextmanager
+    def _first_pass(self) -> Iterator[None]:
+        recorded = contextlib.nullcontext() if self._outputs is None else self._outputs.recorded()
+        with self._watching_for_writes(), recorded:
+            yield
 
     @contextlib.contextmanager
     def _watching_for_writes(self) -> Iterator[None]:
@@ -221,7 +241,7 @@ class RepeatedStep:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
         foreach.put_gradients(self._loss.trained, self._accumulated or [])
         with self.replay.one_pass():
-            output = self._run(step, Pass(self, ascends=False))
+            output = self._follow(step) or self._run(step, Pass(self, ascends=False))
             self._add_risk()  # of inner passes, where this one had no loss at all
         self._accumulated = None
         assert self._clean is not None  # num_steps >= 1
@@ -238,6 +258,34 @@ class RepeatedStep:
             weights.finite,
             uniform,
         )
+
+    def _follow(self, step: Callable[[Pass], ForwardPass]) -> Optional[ForwardPass]:
+        """Runs a pass that is trained on S, the outputs' product with u; None under other risks."""
+        if self._outputs is None:
+            return None
+        assert self._clean is not None
+        products: List[Tensor] = []
+        with self._outputs.followed(products):
+            self._run(step, Pass(self, ascends=False, follows=True))
+        loss = self._clean.loss
+        for product in products:  # at most one
+            scale = self._loss_scale(product)
+            self._backward(product / scale)
+            loss = loss + self._outputs.rise(product) / scale
+        return ForwardPass(loss, self._clean.sample_size)
+
+    def _check_outputs(
+        self,
+        step: Callable[[Pass], ForwardPass],
+        no_sync: Callable[[], ContextManager[Any]],
+        gradients: Gradients,
+    ) -> None:
+        """Checks at w that the loss depends on the weights through the model's outputs alone."""
+        assert self._outputs is not None
+        with self.replay.one_pass(), no_sync():
+            self._follow(step)
+        followed = foreach.take_gradients(self._loss.trained)
+        self._loss.outputs_checked = check_outputs(gradients, followed)
 
     def _run(self, step: Callable[[Pass], ForwardPass], this: Pass) -> ForwardPass:
         self.sentences.begin_pass()
@@ -266,8 +314,7 @@ class RepeatedStep:
                 self._deferred.append(loss)
                 return
         if weighs:
-            if self._settings.risk == "mean":
-                foreach.add_gradients_(self._risk, self._unweighted_gradients([loss]))
+            self._note_unweighted([loss])
             self.sentences.apply_weights(self._settings.rho * self._reach)
         self._backward(loss)
 
@@ -276,10 +323,9 @@ class RepeatedStep:
 
         Until a pass at w has ended, the sample size and other mini-batches of it are not known.
         """
-        gradients, rise = self._unweighted_gradients(self._deferred), self._rise()
+        self._note_unweighted(self._deferred)
+        gradients, rise = self._unweighted, self._rise()
         assert rise is not None  # what is deferred was looked at
-        if self._settings.risk == "mean":
-            foreach.add_gradients_(self._risk, gradients)
         radius = self._weights.radius_of_rise(
             [gradients[i] for i in self._loss.chosen],
             rise,
@@ -293,7 +339,11 @@ class RepeatedStep:
         self._deferred = []
         return radius
 
-    def _unweighted_gradients(self, losses: List[Tensor]) -> Gradients:
+    def _note_unweighted(self, losses: List[Tensor]) -> None:
+        """Runs backward without sentence weights, for all that is to follow the loss itself."""
+        of_outputs = self._outputs is not None and self._clean is None
+        if not (of_outputs or self._deferred or self._settings.risk == "mean"):
+            return
         trained = self._loss.trained
         before = foreach.take_gradients(trained)
         self.sentences.drop_weights()
@@ -301,9 +351,10 @@ class RepeatedStep:
             if loss.requires_grad:
                 with autocast_off(loss.device):
                     torch.autograd.backward(self._scale_loss(loss), retain_graph=True)
-        gradients = foreach.take_gradients(trained)
+        foreach.add_gradients_(self._unweighted, foreach.take_gradients(trained))
         foreach.put_gradients(trained, before)
-        return gradients
+        if self._outputs is not None:
+            self._outputs.captures = False
 
     def _rise(self) -> Optional[Tensor]:
         """Returns how far the loss is to rise to first order, multiplied as the gradients are."""
@@ -339,11 +390,15 @@ class RepeatedStep:
         foreach.add_gradients_(own, gradients)
         foreach.put_gradients(self._loss.trained, own)
 
+    def _loss_scale(self, loss: Union[Tensor, float]) -> Tensor:
+        """Returns what the gradients of a loss are multiplied by."""
+        like = loss if isinstance(loss, Tensor) else self._loss.trained[0]
+        one = foreach.at_least_float32(torch.ones((), dtype=like.dtype, device=like.device))
+        return self._scale_loss(one) * self._part
+
     def _divisor(self, clean: ForwardPass) -> Tensor:
         """What the gradients are to be divided by to become those that the scales see."""
-        like = clean.loss if isinstance(clean.loss, Tensor) else self._loss.trained[0]
-        one = foreach.at_least_float32(torch.ones((), dtype=like.dtype, device=like.device))
-        divisor = self._scale_loss(one) * self._part
+        divisor = self._loss_scale(clean.loss)
         if self._settings.loss_reduction == "mean":
             size = clean.sample_size
             # A batch without targets has sample size 0 and no gradient either.

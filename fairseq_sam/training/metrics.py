@@ -4,7 +4,8 @@ Each micro-batch puts sums under keys beginning with ``sam_`` into its logging o
 them up over micro-batches and workers, and :func:`log` turns the sums into
 
 =========================  ======================================================================
-``sharpness``              loss at w + a_K minus loss at w, in the unit of the logged ``loss``
+``sharpness``              loss at w + a_K minus loss at w, in the unit of the logged ``loss``;
+                           under the functional risk to first order in the model's outputs
 ``rho``                    the radius ρ, mean over micro-batches
 ``perturbation_norm``      ‖a_K‖₂, mean over micro-batches
 ``perturbation_realised``  share of the perturbation that half-precision weights took; 1 is all
@@ -53,7 +54,7 @@ def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
         outcomes: one, or one for each sentence where each is perturbed on its own.
     """
     entries: LoggingOutput = {
-        "sam_loss": sum(outcome.perturbed.extra.get("loss", 0) for outcome in outcomes),
+        "sam_loss": sum(_loss_above(outcome) for outcome in outcomes),
         "sam_rho": _mean([outcome.rho for outcome in outcomes]),
         "sam_norm": _mean([outcome.norm for outcome in outcomes]),
         "sam_skipped": _mean([(~outcome.finite).float() for outcome in outcomes]),
@@ -66,6 +67,14 @@ def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
         entries["sam_uniform"] = _mean(uniform)
     clean = _sum_outputs([outcome.clean.extra for outcome in outcomes])
     return {**clean, "sam_batches": 1, "sam_on": 1, **entries}
+
+
+def _loss_above(outcome: Outcome) -> Any:
+    """Returns the loss that was logged at w + a_K; to first order in the outputs where none was."""
+    if outcome.perturbed.extra is not None:
+        return outcome.perturbed.extra.get("loss", 0)
+    rise = outcome.perturbed.loss - outcome.clean.loss
+    return outcome.clean.extra.get("loss", 0) + rise
 
 
 def _mean(values: List[Tensor]) -> Tensor:

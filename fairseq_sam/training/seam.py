@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
+from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
 from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
@@ -146,6 +147,12 @@ class Seam:
                 f"argument --task: {type(self._task).__name__}.train_step calls loss.backward() "
                 "itself: it must call optimizer.backward(loss) to be sharpness-aware"
             )
+        except OutputsBypassed:
+            _stop(
+                "argument --sam-risk: functional cannot be had with "
+                f"{_criterion_name(unwrap(step.criterion))}: its loss depends on weights past the "
+                "outputs that the model returns; use perturbed"
+            )
 
     def _sentences(self, step: TrainStep, sample: Any) -> List[Any]:
         padding_idx = getattr(step.criterion, "padding_idx", None)
@@ -158,7 +165,7 @@ class Seam:
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
         named = named_parameters(step.model, step.criterion)
-        key = (config, [id(weight) for _, weight in named])
+        key = (config, id(step.model), [id(weight) for _, weight in named])
         if self._loss is None or key != self._key:
             _refuse_criterion(unwrap(step.criterion), config)
             if config.perturbation.per_instance:
@@ -169,6 +176,7 @@ class Seam:
                 settings=config.perturbation,
                 perturbed=select_perturbed(named, config.exclude),
                 modules=[unwrap(step.model), unwrap(step.criterion), *_called_by(self._task)],
+                outputs_of=step.model,
             )
             self._key = key
         return self._loss
@@ -212,10 +220,14 @@ def _stop(reason: str) -> NoReturn:
     raise SystemExit(f"error: {reason}") from None
 
 
+def _criterion_name(criterion: nn.Module) -> str:
+    names = (n for n, cls in criterions.CRITERION_REGISTRY.items() if cls is type(criterion))
+    return str(next(names, type(criterion).__name__))
+
+
 def _refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> None:
     """Refuses a criterion that does not go with the method."""
-    names = (n for n, cls in criterions.CRITERION_REGISTRY.items() if cls is type(criterion))
-    name = str(next(names, type(criterion).__name__))
+    name = _criterion_name(criterion)
     if config.perturbation.needs_sentences:
         try:
             require_sentences(type(criterion), name)
