@@ -77,6 +77,35 @@ def positive(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """Converts a number above 0, of 1 at most.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+
+    >>> fraction("0.25")
+    0.25
+    """
+    value = _finite(text)
+    if not 0 < value <= 1:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be a number above 0, and 1 at most"
+        )
+    return value
+
+
+def fraction_or_zero(text: str) -> float:
+    """Converts a number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = _finite(text)
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text} is not allowed: it must be a number from 0 to 1")
+    return value
+
+
 def radius(text: str) -> Union[float, str]:
     """Converts a radius: a number from 0 to 1e6, or a share of the loss from 0% to 100%.
 

@@ -6,9 +6,9 @@ back in ``weights``; what the passes of a step share in ``replay`` and ``held_st
 weights in ``sentence_weights``; the passes of a step in ``step``; what a user calls in ``risk``.
 """
 
+from fairseq_sam.perturbation.passes import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.risk import SharpnessAwareLoss
 from fairseq_sam.perturbation.settings import METHODS, PerturbationSettings, method_settings
-from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 __all__ = [

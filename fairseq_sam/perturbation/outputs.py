@@ -11,7 +11,7 @@ S(w + a) = ⟨u, F(w + a)⟩ with u constant.
 """
 
 import contextlib
-from typing import Any, Iterator, List, Optional
+from typing import Any, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -59,10 +59,12 @@ class Outputs:
 
     def _watched(self, output: Any) -> Any:
         """Returns an alias, so that only what the loss does with it is seen, not the model."""
-        if not _is_trained(output):
+        if not _is_floating(output):
             return output
         number = len(self._gradients)
         self._gradients.append(None)
+        if not output.requires_grad:
+            return output
         value, alias = output.detach(), output.view_as(output)
 
         def capture(gradient: Tensor) -> None:
@@ -87,7 +89,7 @@ class Outputs:
         calls: List[nn.Module] = []
 
         def follow(module: nn.Module, args: Any, output: Any) -> None:
-            mapped(output, lambda each: seen.append(each) if _is_trained(each) else None)
+            mapped(output, lambda each: seen.append(each) if _is_floating(each) else None)
             calls.append(module)
             if len(calls) == self._num_calls:
                 raise _Enough
@@ -103,14 +105,44 @@ class Outputs:
             raise RuntimeError(
                 f"the model has {len(seen)} outputs where it had {len(self._gradients)} at w"
             )
-        products = [_product(u, F) for u, F in zip(self._gradients, seen) if u is not None]
+        products = [
+            _product(u, F)
+            for u, F in zip(self._gradients, seen)
+            if u is not None and F.requires_grad
+        ]
         if products:
             sums.append(torch.stack(products).sum())
 
-    def rise(self, at_perturbed: Tensor) -> Tensor:
-        """Returns ⟨u, F(w + a) − F(w)⟩, how far the loss rises to first order in the outputs."""
-        assert self._at_w is not None
-        return at_perturbed.detach() - self._at_w
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Context of a pass at w in which the model has no graph, and backward ends at its outputs.
+
+        It finds u as :meth:`recorded` does, in the time of a forward pass.
+        """
+        with_graph = torch.is_grad_enabled()
+
+        def without_graph(module: nn.Module, args: Any) -> None:
+            torch.set_grad_enabled(False)
+
+        def watch(module: nn.Module, args: Any, output: Any) -> Any:
+            torch.set_grad_enabled(with_graph)
+            self._num_calls += 1
+            return mapped(output, lambda each: self._watched(_as_leaf(each)))
+
+        handles = [
+            self._model.register_forward_pre_hook(without_graph),
+            self._model.register_forward_hook(watch),
+        ]
+        try:
+            yield
+        finally:
+            torch.set_grad_enabled(with_graph)
+            for handle in handles:
+                handle.remove()
+
+    def at_w(self, like: Tensor) -> Tensor:
+        """Returns ⟨u, F(w)⟩, multiplied as the loss of the pass at w was when it went backward."""
+        return torch.zeros_like(like) if self._at_w is None else self._at_w
 
 
 def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Tensor]]) -> bool:
@@ -138,12 +170,32 @@ def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Ten
     return True
 
 
-def _is_trained(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.requires_grad and output.is_floating_point()
+def _is_floating(output: Any) -> bool:
+    return isinstance(output, Tensor) and output.is_floating_point()
+
+
+def _as_leaf(output: Any) -> Any:
+    return output.detach().requires_grad_() if _is_floating(output) else output
+
+
+class _Product(torch.autograd.Function):
+    """⟨u, F⟩, whose gradient is u. Entries of −∞ that a loss leaves out (u = 0) count nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, output: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        ctx.dtype = output.dtype
+        return (gradient * output).nansum()
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Tuple[None, Tensor]:
+        (gradient,) = ctx.saved_tensors
+        return None, (gradient * above).to(ctx.dtype)
 
 
 def _product(gradient: Tensor, output: Tensor) -> Tensor:
     """Returns ⟨u, F⟩ in float32 at least."""
     with autocast_off(output.device):
-        u, F = at_least_float32(gradient.detach()), at_least_float32(output)
-        return torch.dot(u.reshape(-1), F.reshape(-1).to(u.dtype))
+        u = at_least_float32(gradient.detach())
+        product: Tensor = _Product.apply(u, output)  # type: ignore[no-untyped-call]
+        return product

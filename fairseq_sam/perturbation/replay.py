@@ -49,6 +49,7 @@ class Replay:
         known = [*_weights_that_hooks_write(self._holders), *written]
         self._written = list({id(weight): weight for weight in known}.values())
         self._start = HeldState(self._holders)
+        self._began = False
         self._end: Optional[HeldState] = None
         self._end_weights: List[Tensor] = []
         self._end_random: Optional[RandomState] = None
@@ -65,19 +66,23 @@ class Replay:
             function()
 
     @contextlib.contextmanager
-    def one_pass(self) -> Iterator[None]:
+    def one_pass(self, may_last: bool = True) -> Iterator[None]:
         """Context of a pass: it begins from the state that all passes begin from.
 
         What the first pass that ends well leaves is kept for :meth:`finish`.
+
+        Args:
+            may_last: whether this can be that pass.
         """
-        if self._end is not None:
+        if self._began:
             self._start.restore()
         # Before the first pass too: setting the state makes cuDNN draw its dropout masks anew.
-        self._random.restore(first=self._end is None)
+        self._random.restore(first=not self._began)
+        self._began = True
         before = [weight.detach().clone() for weight in self._written]
         try:
             yield
-            if self._end is None:
+            if may_last and self._end is None:
                 self._end = HeldState(self._holders)
                 self._end_weights = [weight.detach().clone() for weight in self._written]
                 self._end_random = RandomState(self._tensors)
@@ -106,7 +111,8 @@ class Replay:
             before: their values before that pass.
         """
         self._written += weights
-        self._end_weights += [weight.detach().clone() for weight in weights]
+        if self._end is not None:
+            self._end_weights += [weight.detach().clone() for weight in weights]
         with torch.no_grad():
             foreach.copy_(weights, before)
 

@@ -23,10 +23,11 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.perturbation.outputs import Outputs
+from fairseq_sam.perturbation.foreach import Gradients
+from fairseq_sam.perturbation.passes import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
-from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
+from fairseq_sam.perturbation.step import RepeatedStep
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 try:
@@ -90,6 +91,8 @@ class SharpnessAwareLoss:
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
         per_sentence: Optional[Callable[[], ForwardPass]] = None,
         probe: Optional[Callable[[], Tensor]] = None,
+        part: Optional[Callable[[], ForwardPass]] = None,
+        momentum: Optional[Sequence[Optional[Tensor]]] = None,
     ) -> Outcome:
         """Adds the gradient of the sharpness-aware risk to ``p.grad``.
 
@@ -103,6 +106,10 @@ class SharpnessAwareLoss:
             per_sentence: like ``forward`` but giving ``losses`` too; needed by δ-SAM's weights.
             probe: returns the losses [batch] alone, for passes without gradient (default: those
                 of ``per_sentence``); best in float64, since their differences are small.
+            part: like ``forward`` on the part of the batch that the ascent sees; needed where
+                ``ascent_fraction`` is below 1. (``per_sentence`` and ``probe`` are of the part.)
+            momentum: m of the base optimizer, one tensor for each of ``trained`` or None for those
+                without; needed by the direction ``momentum``, and not changed.
 
         Returns:
             The outcome. The weights are at w again.
@@ -116,7 +123,11 @@ class SharpnessAwareLoss:
             raise ValueError(
                 "per_instance is True: it needs a forward pass for each sentence: backward_each"
             )
-        return self._backward(forward, scale, scale_loss, no_sync, per_sentence, probe)
+        if self.settings.ascent_fraction < 1 and part is None:
+            raise ValueError("ascent_fraction is below 1: it needs the part of the batch")
+        return self._backward(
+            forward, scale, scale_loss, no_sync, per_sentence, probe, part, momentum
+        )
 
     def backward_each(
         self,
@@ -143,11 +154,14 @@ class SharpnessAwareLoss:
         no_sync: Callable[[], ContextManager[Any]],
         per_sentence: Optional[Callable[[], ForwardPass]] = None,
         probe: Optional[Callable[[], Tensor]] = None,
+        part: Optional[Callable[[], ForwardPass]] = None,
+        momentum: Optional[Sequence[Optional[Tensor]]] = None,
     ) -> Outcome:
         def step(this: Pass) -> ForwardPass:
             if this.probes and probe is not None:
                 return ForwardPass(this.weigh(probe()))
-            output = (per_sentence or forward)() if this.weighs else forward()
+            seen = part if this.is_part and part is not None else forward
+            output = (per_sentence or seen)() if this.weighs else seen()
             loss = this.weigh(_losses(output)) if this.weighs else output.loss
             assert isinstance(loss, Tensor)
             this.backward(loss)
@@ -159,7 +173,9 @@ class SharpnessAwareLoss:
                 with autocast_off(loss.device):
                     scaled.backward()
 
-        return self.run(step, backward, lambda loss: scale_loss(loss * scale), no_sync)
+        return self.run(
+            step, backward, lambda loss: scale_loss(loss * scale), no_sync, momentum=momentum
+        )
 
     def run(
         self,
@@ -169,6 +185,7 @@ class SharpnessAwareLoss:
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
         compute_dtype: Optional[torch.dtype] = None,
         reach: float = 1.0,
+        momentum: Optional[Sequence[Optional[Tensor]]] = None,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -180,6 +197,7 @@ class SharpnessAwareLoss:
             no_sync: context in which backward does not reduce gradients across workers.
             compute_dtype: the format that the step computes in (default: autocast's, if it is on).
             reach: multiplies the radius.
+            momentum: as of :meth:`backward`.
 
         Returns:
             The outcome. The weights are at w again.
@@ -191,18 +209,26 @@ class SharpnessAwareLoss:
             Exception: as :meth:`backward`.
         """
         compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
-        functional = self.outputs_of if self.settings.risk == "functional" else None
-        outputs = None if functional is None else Outputs(functional)
-        under_way = RepeatedStep(self, backward, scale_loss, compute_dtype, reach, outputs)
+        under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
         try:
+            if not self.settings.needs_pass:
+                under_way.follow_momentum(self._aligned(momentum))
+                return under_way.train()
+            if self.settings.risk == "functional" and self.settings.ascent_fraction < 1:
+                under_way.look()
             if self.settings.needs_sentences:
-                under_way.probe(step, no_sync)
+                under_way.probe()
             for _ in range(self.settings.num_steps):
-                under_way.ascend(step, no_sync)
-            return under_way.train(step)
+                under_way.ascend()
+            return under_way.train()
         finally:
             self.weights.restore()
             under_way.finish()
+
+    def _aligned(self, momentum: Optional[Sequence[Optional[Tensor]]]) -> Gradients:
+        if momentum is None or len(momentum) != len(self.trained):
+            raise ValueError("direction is momentum: it needs the momentum of each trained weight")
+        return list(momentum)
 
     def call_unperturbed(self, module: nn.Module, **inputs: Any) -> Any:
         """Calls a module at w from within a pass, wherever the weights are at the time.

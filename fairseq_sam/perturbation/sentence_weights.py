@@ -190,12 +190,15 @@ class SentenceProbes:
 
     Args:
         settings: the method.
+
+    Attributes:
+        length: h of this step's displacement; None before.
     """
 
     def __init__(self, settings: PerturbationSettings) -> None:
         self._settings = settings
         self._seen: List[List[Tensor]] = []
-        self._length: Optional[Tensor] = None
+        self.length: Optional[Tensor] = None
         self._clean: List[Tensor] = []
         self._weights: List[SentenceWeights] = []
         self._applied: List[List[Tensor]] = []
@@ -212,7 +215,7 @@ class SentenceProbes:
         length = probe_length(self._settings, norm, dtype)
         direction = random_direction(weights.trained())
         torch._foreach_mul_(direction, [length.to(part) for part in direction])
-        self._length = length
+        self.length = length
         for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
             self._seen.append([])
             weights.displace(direction, sign)
@@ -259,9 +262,9 @@ class SentenceProbes:
             applied[:] = [weights.values]
 
     def _weights_of(self, number: int, rho: Radius) -> SentenceWeights:
-        assert self._length is not None
+        assert self.length is not None
         probed = Probes(self._clean[number], *(seen[number] for seen in self._seen))
-        ratio = fitting(rho, self._length) / self._length
+        ratio = fitting(rho, self.length) / self.length
         settings = self._settings
         return weigh(settings.weighting, probed, settings.eta, settings.beta, ratio)
 

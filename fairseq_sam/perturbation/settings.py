@@ -1,6 +1,7 @@
-"""What one sharpness-aware method is: a choice of five independent parts.
+"""What one sharpness-aware method is: a choice of independent parts.
 
-The parts are scale, granularity, norm, risk and weighting of sentences (GA-SAM §2; δ-SAM §3).
+The parts are scale, granularity, norm, direction, risk and weighting of sentences (GA-SAM §2; δ-SAM
+§3), and whether the radius is a number or a share of the loss.
 A method is data, not code: :class:`PerturbationSettings` names the parts, :data:`METHODS` names
 the published combinations. Everything else in this package reads these settings.
 """
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
+from fairseq_sam.perturbation.direction import DIRECTIONS
 
 NORMS = ("l2", "linf")
 RISKS = ("perturbed", "mean", "functional")
@@ -45,6 +47,11 @@ class PerturbationSettings:
         probe_radius: length h of the random displacement at which the published weights are
             measured; the differences are scaled back to rho. None is long
             enough for the floating-point format, rho itself the paper to the letter.
+        direction: what the ascent follows (:mod:`~fairseq_sam.perturbation.direction`).
+        smoothing: θ of the directions that remember; None is the direction's own.
+        friendly: σ of the friendly direction.
+        ascent_fraction: q, the part of a batch's sentences that the ascent sees (Brock et al. 2021,
+            §4); the pass that is trained on sees all.
         per_instance: one perturbation a sentence (δ-SAM Eq. 2), which δ-SAM approximates: exact,
             and about as many times slower as the batch has sentences.
 
@@ -64,6 +71,10 @@ class PerturbationSettings:
     eta: float = 1e-4
     beta: float = 10.0
     probe_radius: Optional[float] = None
+    direction: str = "gradient"
+    smoothing: Optional[float] = None
+    friendly: float = 1.0
+    ascent_fraction: float = 1.0
     per_instance: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +92,15 @@ class PerturbationSettings:
             raise ValueError(
                 f"probe_radius is {self.probe_radius}: it must be a finite number above 0"
             )
+        if self.smoothing is not None and not 0 < self.smoothing <= 1:
+            raise ValueError(f"smoothing is {self.smoothing}: it must be above 0, and 1 at most")
+        if not (math.isfinite(self.friendly) and self.friendly >= 0):
+            raise ValueError(f"friendly is {self.friendly}: it must be a finite number, 0 or more")
+        if not 0 < self.ascent_fraction <= 1:
+            raise ValueError(
+                f"ascent_fraction is {self.ascent_fraction}: it must be above 0, and 1 at most"
+            )
+        _check_choice("direction", self.direction, DIRECTIONS)
         _check_choice("norm", self.norm, NORMS)
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         _check_choice("scale", self.scale, SCALES)
@@ -94,6 +114,44 @@ class PerturbationSettings:
                 )
         else:
             _check_choice("granularity", self.granularity, GRANULARITIES)
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Refuses parts that make no sense together."""
+        if self.ascent_fraction < 1 and (self.risk == "mean" or self.per_instance):
+            other = "the mean risk" if self.risk == "mean" else "a perturbation a sentence"
+            raise ValueError(
+                f"ascent_fraction is {self.ascent_fraction}: it must be 1 with {other}, which "
+                "trains on what the ascent sees"
+            )
+        if self.direction == "gradient":
+            return
+        if self.per_instance:
+            raise ValueError(
+                f"direction is {self.direction}: perturbed sentence by sentence it can only be "
+                "gradient"
+            )
+        if self.needs_pass:
+            return
+        for name, value, allowed in (
+            ("risk", self.risk, "perturbed"),
+            ("weighting", self.weighting, "uniform"),
+            ("num_steps", self.num_steps, 1),
+            ("share", self.share, None),
+            ("ascent_fraction", self.ascent_fraction, 1),
+            ("loss_reduction", self.loss_reduction, "mean"),
+        ):
+            if value != allowed:
+                only = "it must be left out" if allowed is None else f"it must be {allowed}"
+                raise ValueError(
+                    f"{name} is {value}: {only} with the direction {self.direction}, which has no "
+                    "pass at w"
+                )
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether a pass at w comes before the one that is trained on."""
+        return DIRECTIONS[self.direction].needs_pass
 
     @property
     def needs_sentences(self) -> bool:
@@ -124,6 +182,11 @@ METHODS: Dict[str, PerturbationSettings] = {
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
     # Singh et al. 2025.
     "functional_sam": PerturbationSettings(rho=0.05, risk="functional"),
+    # Becker et al. 2025: ten times the radius of SAM.
+    "momentum_sam": PerturbationSettings(rho=0.5, direction="momentum"),
+    # Li & Giannakis 2023; Li et al. 2024: with SAM's radius.
+    "vasso": PerturbationSettings(rho=0.05, direction="smoothed"),
+    "friendly_sam": PerturbationSettings(rho=0.05, direction="friendly"),
     "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
     # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
     # paper's 0.8 does with its summed losses of 4k tokens.

@@ -21,6 +21,7 @@ from fairseq_sam.perturbation.ascent import (
     scale_of_groups,
     total_norm,
 )
+from fairseq_sam.perturbation.direction import Direction
 from fairseq_sam.perturbation.settings import PerturbationSettings
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -64,6 +65,9 @@ class PerturbedWeights:
         self._rho: Radius = 0.0
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
         self._layers = layers
+        self._direction = Direction(
+            settings.direction, settings.smoothing, settings.friendly, settings.granularity
+        )
         self._snapshot: Dict[int, Tensor] = {}
         self._noted: List[int] = []
         self._displacement: Tuple[List[Tensor], float] = ([], 0.0)
@@ -95,6 +99,7 @@ class PerturbedWeights:
         others: Sequence[Optional[Tensor]] = (),
         radius: Optional[Radius] = None,
         rise: Optional[Tensor] = None,
+        unit: Radius = 1.0,
     ) -> None:
         """Moves the weights from w + a_{k−1} to w + a_k.
 
@@ -113,20 +118,17 @@ class PerturbedWeights:
             radius: ρ of the K steps, looked at in the first (default: the settings').
             rise: how far the loss is to rise to first order, multiplied as the gradients are; ρ
                 follows from it, and ``radius`` is the greatest.
+            unit: what the gradients of the mean loss were multiplied by; only directions that
+                remember gradients look at it.
         """
         first = not self.perturbed
         if first:
-            if not self._noted:
-                self.begin()
-                self.take_snapshot()
-            self._choose_moving(gradients)
-            noted = set(self._noted)
-            self._note([i for i in self._moving if i not in noted])  # thawed since
-            self.perturbed = True
+            self._begin_moving(gradients)
         if not self._moving:
             return
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
+        dtype = compute_dtype or _coarsest(given)
         norms = self._groups.norms(given)
         finite = torch.isfinite(total_norm(norms))
         unmoved = [gradient for gradient in others if gradient is not None]
@@ -136,8 +138,12 @@ class PerturbedWeights:
         foreach.discard_non_finite_(given, finite)
         if isinstance(norms, list):
             foreach.discard_non_finite_(norms, finite)
+        if self.settings.direction != "gradient":
+            given, own_unit = self._direction.of(given, self._moving, unit, finite)
+            norms, divisor = self._groups.norms(given), divisor / unit * own_unit
+            rise = None if rise is None else rise / unit * own_unit
         if first:
-            self._scale = self._compute_scale(given, norms, divisor, compute_dtype)
+            self._scale = self._compute_scale(given, norms, divisor, dtype)
             self._rho = self.settings.rho if radius is None else radius
             if rise is not None:
                 self._rho = self._radius_of(rise, self._rho, given, norms, self._scale)
@@ -149,6 +155,15 @@ class PerturbedWeights:
         self._steps_taken += 1
         if self._steps_taken == self.settings.num_steps:
             self._scale, self._exact = [], []  # not to be held through the pass that trains
+
+    def _begin_moving(self, gradients: Sequence[Optional[Tensor]]) -> None:
+        if not self._noted:
+            self.begin()
+            self.take_snapshot()
+        self._choose_moving(gradients)
+        noted = set(self._noted)
+        self._note([i for i in self._moving if i not in noted])  # thawed since
+        self.perturbed = True
 
     def radius(self) -> Tensor:
         """Returns ρ of this step, a scalar on the device of ``norm``; 0 where nothing moved."""
@@ -175,7 +190,7 @@ class PerturbedWeights:
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
-        scale = self._compute_scale(given, norms, divisor, compute_dtype)
+        scale = self._compute_scale(given, norms, divisor, compute_dtype or _coarsest(given))
         return self._radius_of(rise, greatest, given, norms, scale)
 
     @torch.no_grad()
@@ -283,11 +298,9 @@ class PerturbedWeights:
         gradients: List[Tensor],
         norms: Blocks,
         divisor: "float | Tensor",
-        compute_dtype: Optional[torch.dtype],
+        dtype: torch.dtype,
     ) -> Blocks:
         assert self._groups is not None
-        coarsest = max((g.dtype for g in gradients), key=lambda dtype: torch.finfo(dtype).eps)
-        dtype = compute_dtype or coarsest
         groups, scale = self._groups, SCALES[self.settings.scale]
         sizes = groups.sizes(norms)
         noise: Blocks = [torch.zeros(())] * len(norms)
@@ -458,6 +471,10 @@ def add_perturbation_(weight: Tensor, perturbation: Tensor) -> Tuple[Tensor, Ten
     weight.copy_(stochastic_round(before + perturbation, weight.dtype))
     realised = weight.float().sub_(before)
     return (realised * perturbation).sum(), perturbation.square().sum()
+
+
+def _coarsest(gradients: Sequence[Tensor]) -> torch.dtype:
+    return max((g.dtype for g in gradients), key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _or_zeros(gradient: Optional[Tensor], weight: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from fairseq.criterions import CRITERION_REGISTRY
 
 from fairseq_sam.commands.number_types import (
     at_least_zero,
+    fraction,
+    fraction_or_zero,
     num_steps,
     positive,
     radius,
@@ -24,6 +26,7 @@ from fairseq_sam.commands.number_types import (
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
+from fairseq_sam.perturbation.direction import DIRECTIONS
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS, WEIGHTINGS
 from fairseq_sam.training.gate import Gate
 
@@ -54,10 +57,12 @@ class SharpnessAwareConfig:
         groups = f" per {p.granularity}" if p.granularity else ""
         return (
             f"{self.method}: rho {_described(p)} ({p.norm}), scale {p.scale}{groups}, "
-            f"{p.risk} risk, {p.num_steps} step(s), scales see the {p.loss_reduction} loss; "
-            f"from epoch {gate.start_epoch}, update {gate.start_update}, "
+            f"direction {p.direction}, {p.risk} risk, {p.num_steps} step(s), scales see the "
+            f"{p.loss_reduction} loss; from epoch {gate.start_epoch}, update {gate.start_update}, "
             f"every {gate.interval} update(s)"
+            + (f", growing for {gate.ramp_updates}" if gate.ramp_updates else "")
             + (f"; {p.weighting} sentence weights" if p.weighting != "uniform" else "")
+            + (f"; ascent on {p.ascent_fraction:g} of the batch" if p.ascent_fraction < 1 else "")
             + (f"; unperturbed: {self.exclude}" if self.exclude else "")
             + ("; rho is 0: the base optimizer alone" if p.is_off else "")
         )
@@ -83,7 +88,20 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
              f"have values of their own (default: {preset.granularity})")
     add("--sam-risk", choices=RISKS,
         help="perturbed: minimise L(w + a_K), single-step; mean: minimise the mean of "
-             f"L(w + a_k), k = 0..K, multi-step (default: {preset.risk})")
+             "L(w + a_k), k = 0..K, multi-step; functional: as perturbed, with the gradient with "
+             f"respect to the model's outputs held from w (default: {preset.risk})")
+    add("--sam-direction", choices=list(DIRECTIONS),
+        help="what the ascent follows: the gradient; the base optimizer's momentum, at no pass "
+             "more; a running mean of gradients (smoothed), or what differs from it (friendly); a "
+             f"random direction, as a control (default: {preset.direction})")
+    add("--sam-smoothing", type=fraction, metavar="THETA",
+        help="θ, how much a gradient counts in the running mean (default: of smoothed "
+             f"{DIRECTIONS['smoothed'].smoothing}, of friendly {DIRECTIONS['friendly'].smoothing})")
+    add("--sam-friendly", type=at_least_zero, default=preset.friendly, metavar="SIGMA",
+        help="σ, how much of the running mean a friendly direction leaves out")
+    add("--sam-ascent-fraction", type=fraction, default=preset.ascent_fraction, metavar="Q",
+        help="the ascent sees this part of each mini-batch's sentences, which makes it as much "
+             "cheaper")
     add("--sam-steps", type=num_steps, metavar="K",
         help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
              f"(default: {preset.num_steps})")
@@ -91,6 +109,11 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
         help="first epoch that is perturbed; earlier ones are the base optimizer's, bit for bit")
     add("--sam-start-update", type=whole_number(0), default=0, metavar="N",
         help="first update that is perturbed")
+    add("--sam-start-fraction", type=fraction_or_zero, metavar="F",
+        help="first perturbed update as a share of --max-update, or first perturbed epoch as a "
+             "share of --max-epoch; in place of the two above")
+    add("--sam-ramp-updates", type=whole_number(0), default=0, metavar="N",
+        help="let the radius grow from nothing for the first N perturbed updates")
     add("--sam-interval", type=whole_number(1), default=1, metavar="N",
         help="perturb every N-th update only")
     add("--sam-loss-reduction", choices=LOSS_REDUCTIONS,
@@ -140,12 +163,16 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
             risk=args.sam_risk,
             num_steps=args.sam_steps,
             loss_reduction=args.sam_loss_reduction,
+            direction=args.sam_direction,
+            smoothing=args.sam_smoothing,
+            friendly=args.sam_friendly,
+            ascent_fraction=args.sam_ascent_fraction,
             weighting=args.delta_sam_variant,
             eta=args.delta_sam_eta,
             beta=args.delta_sam_beta,
             probe_radius=args.delta_sam_probe_radius,
         )
-        gate = Gate(args.sam_start_epoch, args.sam_start_update, args.sam_interval)
+        gate = _gate_from(args)
     except ValueError as error:
         raise ValueError(f"argument {_flag_named(str(error))}") from None
     if args.sam_exclude is not None:
@@ -155,6 +182,39 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
     return SharpnessAwareConfig(
         method, perturbation, gate, args.sam_exclude, args.sam_log_gradients or 0
     )
+
+
+def _gate_from(args: Namespace) -> Gate:
+    """Returns when the run is perturbed.
+
+    Raises:
+        ValueError: for what cannot be together, in the words of ``_flag_named``.
+    """
+    epoch, update, share = args.sam_start_epoch, args.sam_start_update, args.sam_start_fraction
+    if share is not None:
+        max_update = getattr(args, "max_update", None) or 0
+        max_epoch = getattr(args, "max_epoch", None) or 0
+        if epoch > 1 or update > 0:
+            raise ValueError(
+                f"start_fraction is {share:g}: it takes the place of --sam-start-epoch and "
+                "--sam-start-update"
+            )
+        if max_update > 0:
+            update = math.ceil(share * max_update - 1e-9)
+        elif max_epoch > 0:
+            epoch = 1 + math.floor(share * max_epoch + 1e-9)
+        else:
+            raise ValueError(
+                f"start_fraction is {share:g}: it needs the end of the run, --max-update or "
+                "--max-epoch"
+            )
+    if args.sam_ramp_updates and epoch > 1:
+        raise ValueError(
+            f"ramp_updates is {args.sam_ramp_updates}: where the run starts with an epoch, the "
+            "first perturbed update is not known; use --sam-start-update, or --sam-start-fraction "
+            "with --max-update"
+        )
+    return Gate(epoch, update, args.sam_interval, args.sam_ramp_updates)
 
 
 def _described(settings: PerturbationSettings) -> str:

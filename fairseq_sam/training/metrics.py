@@ -11,8 +11,13 @@ them up over micro-batches and workers, and :func:`log` turns the sums into
 ``perturbation_realised``  share of the perturbation that half-precision weights took; 1 is all
 ``perturbation_skipped``   share of micro-batches trained on unperturbed, as a pass overflowed
 ``perturbation_uniform``   share of micro-batches whose δ-SAM weights fell back to uniform ones
+``perturbation_cosine``    cos(−m, g) of a momentum direction with the gradient; below 0 the
+                           direction goes downhill, and the radius does no good
 ``perturbation_on``        1 while the gate is open, 0 while the run is the base optimizer's
 =========================  ======================================================================
+
+Where there is no pass with the whole batch at w (momentum, or an ascent on a part of the batch),
+``loss`` is the loss at w + a_K, and there is no ``sharpness``.
 
 Everything stays on the device until fairseq reads its own metrics.
 """
@@ -36,6 +41,7 @@ AVERAGED = {
     "sam_realised": "perturbation_realised",
     "sam_skipped": "perturbation_skipped",
     "sam_uniform": "perturbation_uniform",
+    "sam_cosine": "perturbation_cosine",
 }
 """What is logged as the mean over the perturbed micro-batches, by its key in a logging output."""
 
@@ -50,31 +56,37 @@ def describe_off(logging_output: LoggingOutput) -> LoggingOutput:
 def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
     """Returns the logging output of the passes at w, with what was seen at w + a_K.
 
+    Where no pass had the whole batch at w, ``loss`` and all else is that of the pass at w + a_K.
+
     Args:
         outcomes: one, or one for each sentence where each is perturbed on its own.
     """
     entries: LoggingOutput = {
-        "sam_loss": sum(_loss_above(outcome) for outcome in outcomes),
         "sam_rho": _mean([outcome.rho for outcome in outcomes]),
         "sam_norm": _mean([outcome.norm for outcome in outcomes]),
         "sam_skipped": _mean([(~outcome.finite).float() for outcome in outcomes]),
     }
+    if all(outcome.clean is not None for outcome in outcomes):
+        entries["sam_loss"] = sum(_loss_above(outcome) for outcome in outcomes)
     realised = [outcome.realised for outcome in outcomes if outcome.realised is not None]
     if realised:
         entries["sam_realised"] = _mean(realised)
     uniform = [outcome.uniform.float() for outcome in outcomes if outcome.uniform is not None]
     if uniform:
         entries["sam_uniform"] = _mean(uniform)
-    clean = _sum_outputs([outcome.clean.extra for outcome in outcomes])
-    return {**clean, "sam_batches": 1, "sam_on": 1, **entries}
+    cosines = [outcome.cosine for outcome in outcomes if outcome.cosine is not None]
+    if cosines:
+        entries["sam_cosine"] = _mean(cosines)
+    logged = _sum_outputs([outcome.logged.extra for outcome in outcomes])
+    return {**logged, "sam_batches": 1, "sam_on": 1, **entries}
 
 
 def _loss_above(outcome: Outcome) -> Any:
     """Returns the loss that was logged at w + a_K; to first order in the outputs where none was."""
     if outcome.perturbed.extra is not None:
         return outcome.perturbed.extra.get("loss", 0)
-    rise = outcome.perturbed.loss - outcome.clean.loss
-    return outcome.clean.extra.get("loss", 0) + rise
+    rise = outcome.perturbed.loss - outcome.logged.loss
+    return outcome.logged.extra.get("loss", 0) + rise
 
 
 def _mean(values: List[Tensor]) -> Tensor:
@@ -110,16 +122,17 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
     if not batches:
         return
     perturbed = _total(logging_outputs, "sam_on")
-    if perturbed and all("sam_loss" in output for output in logging_outputs):
-        size = _total(logging_outputs, "sample_size") or 1
-        metrics.log_scalar(
-            "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
-        )
+    if perturbed:
+        if all("sam_loss" in output for output in logging_outputs):
+            size = _total(logging_outputs, "sample_size") or 1
+            metrics.log_scalar(
+                "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
+            )
         for number, (key, name) in enumerate(AVERAGED.items()):
             if any(key in output for output in logging_outputs):
                 mean = _total(logging_outputs, key) / perturbed
                 metrics.log_scalar(name, mean, perturbed, priority=32 + number, round=DIGITS)
-    metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=38, round=2)
+    metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=39, round=2)
 
 
 def _sharpness(logging_outputs: List[LoggingOutput], criterion: Any) -> "float | Tensor":

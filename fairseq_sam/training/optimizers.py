@@ -30,6 +30,7 @@ from fairseq_sam.training.flags import (
     warn_if_never_open,
 )
 from fairseq_sam.training.hydra import namespace_from_hydra
+from fairseq_sam.training.optimizer_state import has_momentum
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,12 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
             raise SystemExit(
                 f"error: argument --base-optimizer: {args.base_optimizer} cannot be used: {error}"
             ) from None
+        if not (config.perturbation.needs_pass or has_momentum(base)):
+            raise SystemExit(
+                f"error: argument --base-optimizer: {args.base_optimizer} keeps no momentum here, "
+                f"which {config.method} follows: use one that does, such as adam or sgd with "
+                "--momentum"
+            )
         base.sharpness_aware = config
         _insist_on_training_steps(base)
         logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")
@@ -95,21 +102,6 @@ def check_configuration(node: Any) -> None:
         config_from(namespace_from_hydra(node, cls)[0], cls.method)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-
-
-def carrier_of(optimizer: Any) -> Optional[Any]:
-    """Returns the base optimizer that carries the configuration, as ``sharpness_aware``.
-
-    Args:
-        optimizer: what fairseq's trainer holds: the base optimizer itself, or ``FP16Optimizer``,
-            ``MemoryEfficientFP16Optimizer`` or ``AMPOptimizer`` around it.
-
-    Returns:
-        None where the run is not sharpness-aware.
-    """
-    for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
-        optimizer = getattr(optimizer, wrapped, optimizer)
-    return optimizer if getattr(optimizer, "sharpness_aware", None) is not None else None
 
 
 def _insist_on_training_steps(base: Any) -> None:

@@ -1,5 +1,6 @@
 """Taking a fairseq mini-batch apart into its sentences; pure torch."""
 
+import math
 from typing import Any, Dict, List, Optional
 
 from torch import Tensor
@@ -28,32 +29,80 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
     """
     if "id" not in sample and "nsentences" not in sample:
         return _split_each(sample, padding_idx)
+    return [_rows_of(sample, [index], padding_idx) for index in range(_count(sample))]
+
+
+def sub_batch(
+    sample: Dict[str, Any], padding_idx: int, fraction: float, draw: float
+) -> Dict[str, Any]:
+    """Returns a mini-batch of some sentences, evenly spaced, as if collated without the others.
+
+    fairseq's mini-batches are ordered by length, so that these have the lengths of the whole. Over
+    many draws each sentence is chosen equally often. Of several mini-batches in a dictionary
+    (multilingual tasks) each gives its part.
+
+    Args:
+        sample: as of :func:`split_sentences`.
+        padding_idx: the index that pads tokens.
+        fraction: q; of B sentences there are ⌈q B⌉.
+        draw: from [0, 1), which of the sentences.
+
+    Raises:
+        ValueError: as :func:`split_sentences`.
+
+    >>> import torch
+    >>> whole = {"id": torch.arange(8), "net_input": {}}
+    >>> sub_batch(whole, 1, fraction=0.25, draw=0.5)["id"]
+    tensor([2, 6])
+    """
+    if "id" not in sample and "nsentences" not in sample:
+        _refuse_unknown(sample)
+        return {
+            key: part and sub_batch(part, padding_idx, fraction, draw)
+            for key, part in sample.items()
+        }
+    count = _count(sample)
+    chosen = math.ceil(fraction * count - 1e-9)
+    if chosen == count:
+        return sample
+    rows = [int((draw + i) * count / chosen) for i in range(chosen)]
+    return _rows_of(sample, rows, padding_idx)
+
+
+def _count(sample: Dict[str, Any]) -> int:
+    return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+
+
+def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[str, Any]:
     if "alignments" in sample:
         raise ValueError("the alignments of words (--load-alignments) are of the whole mini-batch")
-    count = len(sample["id"]) if "id" in sample else int(sample["nsentences"])
-    counted = _counted_tokens(sample, padding_idx)
-    parts = [_row(sample, index, count) for index in range(count)]
-    for index, part in enumerate(parts):
-        if "nsentences" in part:
-            part["nsentences"] = 1
-        if "ntokens" in part:
-            part["ntokens"] = (
-                part["ntokens"] / count if counted is None else int(counted[index].sum())
-            )
-        _trim(part, padding_idx)
-    return parts
+    count = _count(sample)
+    part: Dict[str, Any] = _row(sample, rows, count)
+    if "nsentences" in part:
+        part["nsentences"] = len(rows)
+    if "ntokens" in part:
+        counted = _counted_tokens(sample, padding_idx)
+        part["ntokens"] = (
+            part["ntokens"] * len(rows) / count if counted is None else int(counted[rows].sum())
+        )
+    _trim(part, padding_idx)
+    return part
 
 
 def _split_each(samples: Dict[str, Any], padding_idx: int) -> List[Dict[str, Any]]:
     """Splits several mini-batches; a part has the sentence of one, and None for the others."""
-    if not all(sample is None or isinstance(sample, dict) for sample in samples.values()):
-        raise ValueError("the mini-batch has neither id nor nsentences")
+    _refuse_unknown(samples)
     return [
         {**dict.fromkeys(samples), key: part}
         for key, sample in samples.items()
         if sample
         for part in split_sentences(sample, padding_idx)
     ]
+
+
+def _refuse_unknown(samples: Dict[str, Any]) -> None:
+    if not all(sample is None or isinstance(sample, dict) for sample in samples.values()):
+        raise ValueError("the mini-batch has neither id nor nsentences")
 
 
 def _is_text(value: Any) -> bool:
@@ -101,11 +150,12 @@ def _trim(part: Dict[str, Any], padding_idx: int) -> None:
                 holder[key] = tokens[:, kept[tokens.shape]]
 
 
-def _row(value: Any, index: int, count: int) -> Any:
+def _row(value: Any, rows: List[int], count: int) -> Any:
     if isinstance(value, dict):
-        return {key: _row(entry, index, count) for key, entry in value.items()}
+        return {key: _row(entry, rows, count) for key, entry in value.items()}
     if isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == count:
-        return value[index : index + 1]
+        return value[rows[0] : rows[0] + 1] if len(rows) == 1 else value[rows]
     if isinstance(value, (list, tuple)) and len(value) == count:
-        return value[index : index + 1]
+        chosen = [value[row] for row in rows]
+        return chosen if isinstance(value, list) else tuple(chosen)
     return value

@@ -18,11 +18,13 @@ micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
 
 import contextlib
 import functools
+import random
 from typing import Any, Dict, Iterator, List, NoReturn, Optional
 
 import torch
 from fairseq import criterions
 from fairseq.data import data_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.modules.base_layer import BaseLayer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import DictConfig
@@ -31,14 +33,15 @@ from torch import Tensor, nn
 from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.outputs import OutputsBypassed
+from fairseq_sam.perturbation.passes import BackwardPassedBy
 from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
-from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
-from fairseq_sam.training.optimizers import carrier_of, check_configuration
+from fairseq_sam.training.optimizer_state import carrier_of, momentum_of
+from fairseq_sam.training.optimizers import check_configuration
 from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
-from fairseq_sam.training.samples import split_sentences
+from fairseq_sam.training.samples import split_sentences, sub_batch
 from fairseq_sam.training.train_step import (
     StepOutput,
     TrainStep,
@@ -104,32 +107,42 @@ class Seam:
         samples = [sample]
         if config.perturbation.per_instance:
             samples = self._sentences(step, sample)
+        reach = config.gate.reach(step.update_num)
         with once_a_step(unwrap(step.model), "set_num_updates", sharpness_aware):
             outcomes = [
-                self._perturb(step, part, sharpness_aware, is_last=number == len(samples))
+                self._perturb(step, part, sharpness_aware, reach, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
             ]
-        loss = sum(outcome.clean.loss for outcome in outcomes)
-        sample_size = sum(outcome.clean.sample_size for outcome in outcomes)
-        return loss, sample_size, metrics.describe_on(outcomes)
+        losses: List[Any] = [outcome.logged.loss for outcome in outcomes]
+        sizes: List[Any] = [outcome.logged.sample_size for outcome in outcomes]
+        return sum(losses), sum(sizes), metrics.describe_on(outcomes)
 
     def _perturb(
-        self, step: TrainStep, sample: Any, sharpness_aware: SharpnessAwareLoss, is_last: bool
+        self,
+        step: TrainStep,
+        sample: Any,
+        sharpness_aware: SharpnessAwareLoss,
+        reach: float,
+        is_last: bool,
     ) -> Outcome:
         """Repeats the step; its gradient joins those of the micro-batches before."""
         optimizer, translations = step.optimizer, Translations(self._task, sharpness_aware.trained)
         optimizer_backward = optimizer.backward
+        part = self._part(step, sample, sharpness_aware.settings.ascent_fraction)
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
             with replaced(optimizer, "backward", this.backward), translations.of_pass(this):
-                return ForwardPass(*step(sample, criterion))
+                return ForwardPass(*step(part if this.is_part else sample, criterion))
 
         def backward(loss: Tensor) -> None:
             with replaced(torch.Tensor, "backward", torch_backward):
                 optimizer_backward(loss)
 
         torch_backward = torch.Tensor.backward
+        momentum = None
+        if not sharpness_aware.settings.needs_pass:
+            momentum = momentum_of(optimizer, sharpness_aware.trained)
         scaler = getattr(optimizer, "scaler", None)
         try:
             with contextlib.nullcontext() if is_last else step.no_sync(), replaced(
@@ -141,6 +154,8 @@ class Seam:
                     scale_loss=_as_it_is if scaler is None else scaler.scale,
                     no_sync=step.no_sync,
                     compute_dtype=_compute_dtype(optimizer, sharpness_aware.trained[0].device),
+                    reach=reach,
+                    momentum=momentum,
                 )
         except BackwardPassedBy:
             _stop(
@@ -155,13 +170,32 @@ class Seam:
             )
 
     def _sentences(self, step: TrainStep, sample: Any) -> List[Any]:
-        padding_idx = getattr(step.criterion, "padding_idx", None)
-        if padding_idx is None:
-            padding_idx = self._task.source_dictionary.pad()
         try:
-            return split_sentences(sample, padding_idx)
+            return split_sentences(sample, self._padding_of(step))
         except ValueError as error:
             _stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
+
+    def _part(self, step: TrainStep, sample: Any, fraction: float) -> Any:
+        """Returns the part of the mini-batch that the ascent sees.
+
+        It is drawn by the seed, the update and the worker, and by nothing else.
+        """
+        if fraction == 1:
+            return sample
+        rank = (
+            distributed_utils.get_data_parallel_rank() if torch.distributed.is_initialized() else 0
+        )
+        draw = random.Random(f"{torch.initial_seed()} {step.update_num} {rank}").random()
+        try:
+            return sub_batch(sample, self._padding_of(step), fraction, draw)
+        except ValueError as error:
+            _stop(
+                f"argument --sam-ascent-fraction: a part of the batch cannot be had here: {error}"
+            )
+
+    def _padding_of(self, step: TrainStep) -> int:
+        padding_idx = getattr(step.criterion, "padding_idx", None)
+        return int(self._task.source_dictionary.pad() if padding_idx is None else padding_idx)
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
         named = named_parameters(step.model, step.criterion)

@@ -18,7 +18,7 @@ BAD = [
     ("--sam-rho 1_0", ["--sam-rho", "1_0", NUMBER]),
     ("--sam-rho ٣", ["--sam-rho", "٣", NUMBER]),
     ("--sam-rho 101%", ["--sam-rho", "101%", "a share of the loss from 0% to 100%"]),
-    ("--sam-rho -1%", ["--sam-rho", "-1%", "a share of the loss from 0% to 100%"]),
+    ("--sam-rho=-1%", ["--sam-rho", "-1%", "a share of the loss from 0% to 100%"]),
     ("--sam-rho five%", ["--sam-rho", "five%", "a share of the loss from 0% to 100%"]),
     ("--sam-rho 0.05 --sam-rho-max 1", ["--sam-rho-max", "1", "it needs a share as --sam-rho"]),
     ("--sam-rho-max 1", ["--sam-rho-max", "1", "it needs a share as --sam-rho"]),

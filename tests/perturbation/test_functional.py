@@ -247,6 +247,29 @@ def test_a_loss_past_the_outputs_is_refused(kind: str):
     assert all(weight.grad is None for weight in weights)
 
 
+def test_outputs_that_a_loss_leaves_out_may_be_infinite():
+    net, x = SmallNet(), batch()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor) -> Tensor:
+            outputs = self.net(x)
+            mask = torch.arange(3) > 1
+            return outputs.masked_fill(mask, -torch.inf)
+
+    model = Masked()
+    target = torch.arange(len(x)) % 2
+    loss = SharpnessAwareLoss(
+        list(net.parameters()), method_settings("functional_sam"), modules=[model]
+    )
+    outcome = loss.backward(lambda: ForwardPass(nn.functional.cross_entropy(model(x), target)))
+    assert bool(torch.isfinite(torch.as_tensor(outcome.perturbed.loss)))
+    assert all(bool(torch.isfinite(w.grad).all()) for w in net.parameters() if w.grad is not None)
+
+
 def test_the_model_has_to_be_named():
     with pytest.raises(ValueError, match="risk is functional"):
         SharpnessAwareLoss([nn.Parameter(torch.ones(1))], method_settings("functional_sam"))

@@ -332,7 +332,8 @@ def probe_losses(weights: PerturbedWeights, problem: Quadratic) -> List[Any]:
     """Returns the losses where a step's probes have the weights, and ρ / h."""
     probes = SentenceProbes(weights.settings)
     found: List[Any] = [problem.losses() for _ in probes.displace(weights, torch.float64)]
-    return [*found, probes._ratio]
+    assert probes.length is not None
+    return [*found, weights.settings.rho / probes.length]
 
 
 @pytest.mark.parametrize("h", [0.5, 0.02])

@@ -92,15 +92,9 @@ def test_the_methods_are_those_of_the_table(method: str, scale: str, granularity
 
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_part_can_be_replaced(method: str):
-    parts = {
-        "rho": 0.25,
-        "norm": "l2",
-        "scale": "inverse-gradient",
-        "granularity": "filter",
-        "risk": "mean",
-        "num_steps": 3,
-        "loss_reduction": "sum",
-    }
+    parts = {"rho": 0.25, "norm": "l2", "scale": "inverse-gradient", "granularity": "filter"}
+    if METHODS[method].needs_pass:
+        parts.update({"risk": "mean", "num_steps": 3, "loss_reduction": "sum"})
     replaced = vars(method_settings(method, **parts))
     assert {name: replaced[name] for name in parts} == parts
     assert method_settings(method, rho=None, norm=None, scale=None) == METHODS[method]

@@ -28,6 +28,7 @@ def outcome(clean=8.0, perturbed=10.0, ntokens=4, norm=0.5, realised=None, finit
         clean=a_pass(clean),
         perturbed=a_pass(perturbed),
         norm=torch.tensor(norm),
+        rho=torch.tensor(0.05),
         realised=None if realised is None else torch.tensor(realised),
         finite=torch.tensor(finite),
     )

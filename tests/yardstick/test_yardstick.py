@@ -2,8 +2,11 @@
 
 One property over everything that fairseq registers: ``--optimizer sam --sam-rho 1e-12`` gives the
 losses, gradient norms, weights, buffers and random states of ``--optimizer adam``, and a sharpness
-of 0. And a radius that matters does something: nothing trains unperturbed without a word.
+of 0. And a radius that matters does something: nothing trains unperturbed without a word. The same
+holds for methods that go another way, but for what they refuse in one line.
 """
+
+import re
 
 import pytest
 
@@ -13,6 +16,11 @@ from tests.yardstick.runs import Case, differences, refusal, sharpness_is_zero, 
 
 NOTHING = "--optimizer sam --sam-rho 1e-12"
 MUCH = "--optimizer sam --sam-rho 0.5"
+
+OTHER_WAYS = {
+    "functional_sam": r"argument --sam-risk: functional cannot be had with",
+}
+"""Methods whose steps are not those of SAM, and what they refuse."""
 
 
 def named(cases):
@@ -34,6 +42,24 @@ def test_a_radius_of_nothing_is_adam(case: Case, adam_and_data):
         first = train(case, data, MUCH, epochs=1).weights
         moved = [key for key, weight in first.items() if not weight.equal(adam.first_weights[key])]
         assert moved, "a radius that matters changes nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Criterions should implement the reduce_metrics API")
+@pytest.mark.parametrize("method", OTHER_WAYS)
+@pytest.mark.parametrize("case", named([*CASES, *MADE_CASES]))
+def test_other_ways_are_adam_too(case: Case, method: str, adam_and_data):
+    adam, data = adam_and_data(case)
+    try:
+        with refusal(case.may_refuse):
+            ours = train(case, data, f"--optimizer {method} --sam-rho 1e-12")
+    except SystemExit as refused:
+        if re.search(OTHER_WAYS[method], str(refused)):
+            pytest.skip(str(refused))
+        raise
+    gaps = differences(ours, adam)
+    assert not gaps, "\n".join(gaps)
+    assert sharpness_is_zero(ours), ours.values("sharpness")
 
 
 @pytest.mark.parametrize("case", named(REFUSED))
