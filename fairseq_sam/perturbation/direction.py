@@ -102,19 +102,22 @@ class Direction:
     def _remember(
         self, d: List[Tensor], gradients: Sequence[Tensor], unit: Radius, finite: Tensor
     ) -> None:
-        """D ← (1 − θ) d + θ g, some tensors at a time."""
+        """Sets d to (1 − θ) d + θ g, some tensors at a time."""
         assert self._smoothing is not None
-        share = finite.float() * self._smoothing
+        all_new = torch.zeros_like(finite)  # whether this is the first to be remembered, as it is
         if self._name == "smoothed":
-            began = torch.zeros_like(finite) if self._began is None else self._began
-            share = torch.where(began, share, finite.float())
-            self._began = began | finite
+            all_new = finite if self._began is None else finite & ~self._began
+            self._began = finite if self._began is None else self._began | finite
         for part in foreach.chunks(d):
             chunk = d[part]
             apart = [
-                (foreach.at_least_float32(g) / fitting(unit, each)).sub_(each).mul_(share.to(each))
+                (foreach.at_least_float32(g) / fitting(unit, each)).sub_(each)
                 for g, each in zip(gradients[part], chunk)
             ]
+            one = chunk[0].new_ones(())
+            theta = torch.where(all_new.to(one.device), one, one * self._smoothing)
+            theta = torch.where(finite.to(one.device), theta, one * 0.0)
+            torch._foreach_mul_(apart, [theta.to(each) for each in apart])
             torch._foreach_add_(chunk, apart)
 
     def _random(self, gradients: Sequence[Tensor]) -> List[Tensor]:

@@ -1,5 +1,6 @@
 """Taking mini-batches apart: what is sliced, what is shared, and the counts of each part."""
 
+from random import Random
 from typing import Any, Dict, List
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fairseq_sam.training.samples import split_sentences
+from fairseq_sam.training.samples import split_sentences, sub_batch
 
 PAD = 1
 quick = settings(max_examples=50, deadline=None)
@@ -36,6 +37,10 @@ def translation_batch(sizes: List[Any]) -> Dict[str, Any]:
         },
         "target": padded(targets, left=False),
     }
+
+
+def batch_of(sizes: List[int]) -> Dict[str, Any]:
+    return translation_batch([(size, size) for size in sizes])
 
 
 def words(row: Tensor) -> List[int]:
@@ -232,3 +237,49 @@ def test_batches_of_several_language_pairs():
 def test_a_batch_that_cannot_be_taken_apart():
     with pytest.raises(ValueError, match="neither id nor nsentences"):
         split_sentences({"x": torch.zeros(2)}, PAD)
+
+
+class TestSubBatch:
+    """Some of the sentences, for an ascent that sees a part of the batch."""
+
+    @pytest.mark.parametrize(
+        ("count", "fraction", "chosen"), [(8, 0.25, 2), (9, 0.25, 3), (1, 0.1, 1), (10, 0.3, 3)]
+    )
+    def test_as_many_as_asked_for(self, count: int, fraction: float, chosen: int):
+        whole = batch_of([3] * count)
+        part = sub_batch(whole, PAD, fraction, draw=0.4)
+        assert len(part["id"]) == part["nsentences"] == chosen
+        assert part["ntokens"] == int(part["target"].ne(PAD).sum())
+
+    def test_the_whole_is_the_batch_itself(self):
+        whole = batch_of([2, 3])
+        assert sub_batch(whole, PAD, 1.0, draw=0.4) is whole
+
+    def test_each_sentence_is_chosen_equally_often(self):
+        """χ² over 1,000 draws: below 28 with probability 0.999 for 9 degrees of freedom."""
+        random, counts = Random(1), [0] * 10
+        for _ in range(1000):
+            for each in sub_batch({"id": list(range(10))}, PAD, 0.3, random.random())["id"]:
+                counts[each] += 1
+        expected = sum(counts) / 10
+        assert sum((count - expected) ** 2 / expected for count in counts) < 28
+
+    def test_they_are_spread_evenly(self):
+        for draw in (0.0, 0.5, 0.999):
+            rows = sub_batch({"id": list(range(100))}, PAD, 0.1, draw)["id"]
+            assert len(set(rows)) == 10
+            assert {b - a for a, b in zip(rows, rows[1:])} == {10}
+
+    def test_columns_that_are_padding_now_are_dropped(self):
+        part = sub_batch(batch_of([2, 6, 3, 6]), PAD, 0.5, draw=0.0)
+        assert part["net_input"]["src_tokens"].size(1) == 3
+
+    def test_alignments_point_into_the_whole_batch(self):
+        with pytest.raises(ValueError, match="alignments"):
+            sub_batch({"id": [1, 2, 3], "alignments": 1}, PAD, 0.5, draw=0.0)
+
+    def test_batches_of_several_language_pairs(self):
+        both = {"a-b": batch_of([3] * 4), "b-a": None}
+        part = sub_batch(both, PAD, 0.5, draw=0.0)
+        assert part["a-b"]["nsentences"] == 2
+        assert part["b-a"] is None
