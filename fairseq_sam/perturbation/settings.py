@@ -178,21 +178,21 @@ METHODS: Dict[str, PerturbationSettings] = {
     "layer_sam": PerturbationSettings(rho=1e-5, scale="weight-over-gradient", granularity="layer"),
     # Zhang et al. 2021; the radius is the one of GA-SAM App. C for the Transformer.
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
+    # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
+    # paper's 0.8 does with its summed losses of 4k tokens.
+    "ga_sam": PerturbationSettings(
+        rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
+    ),
     # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for most GLUE tasks of the draft.
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
-    # Singh et al. 2025.
+    "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
+    # Singh et al. 2025, with SAM's radius.
     "functional_sam": PerturbationSettings(rho=0.05, risk="functional"),
     # Becker et al. 2025: ten times the radius of SAM.
     "momentum_sam": PerturbationSettings(rho=0.5, direction="momentum"),
     # Li & Giannakis 2023; Li et al. 2024: with SAM's radius.
     "vasso": PerturbationSettings(rho=0.05, direction="smoothed"),
     "friendly_sam": PerturbationSettings(rho=0.05, direction="friendly"),
-    "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
-    # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
-    # paper's 0.8 does with its summed losses of 4k tokens.
-    "ga_sam": PerturbationSettings(
-        rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
-    ),
 }
 """The published methods. Each entry fixes defaults only: any part can be replaced."""
 

@@ -22,6 +22,7 @@ Where there is no pass with the whole batch at w (momentum, or an ascent on a pa
 Everything stays on the device until fairseq reads its own metrics.
 """
 
+import logging
 from typing import Any, Dict, List
 
 import torch
@@ -29,6 +30,8 @@ from fairseq.logging import metrics
 from torch import Tensor
 
 from fairseq_sam.perturbation import Outcome
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "sam_"
 
@@ -87,6 +90,35 @@ def _loss_above(outcome: Outcome) -> Any:
         return outcome.perturbed.extra.get("loss", 0)
     rise = outcome.perturbed.loss - outcome.logged.loss
     return outcome.logged.extra.get("loss", 0) + rise
+
+
+class UphillCheck:
+    """Warns once where a momentum direction goes downhill: there the perturbation does no good.
+
+    It reads the device once in so many mini-batches, and no more once it has warned.
+    """
+
+    def __init__(self, interval: int = 100) -> None:
+        self._interval = interval
+        self._cosines: List[Tensor] = []
+        self._has_warned = False
+
+    def note(self, outcome: Outcome) -> None:
+        """Looks at one more mini-batch."""
+        if outcome.cosine is None or self._has_warned:
+            return
+        self._cosines.append(outcome.cosine)
+        if len(self._cosines) < self._interval:
+            return
+        mean = float(torch.stack(self._cosines).mean())
+        self._cosines = []
+        if mean < 0:
+            self._has_warned = True
+            logger.warning(
+                f"the momentum direction goes downhill: cos(-m, g) is {mean:.3f}, the mean of "
+                f"{self._interval} mini-batches; start later (--sam-start-update) or with a larger "
+                "--sam-rho"
+            )
 
 
 def _mean(values: List[Tensor]) -> Tensor:

@@ -66,6 +66,7 @@ class Seam:
         self._key: Any = None
         self._loss: Optional[SharpnessAwareLoss] = None
         self._gradient_log: Optional[GradientLog] = None
+        self._uphill = metrics.UphillCheck()
 
     @property
     def is_perturbing(self) -> bool:
@@ -113,6 +114,8 @@ class Seam:
                 self._perturb(step, part, sharpness_aware, reach, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
             ]
+        for outcome in outcomes:
+            self._uphill.note(outcome)
         losses: List[Any] = [outcome.logged.loss for outcome in outcomes]
         sizes: List[Any] = [outcome.logged.sample_size for outcome in outcomes]
         return sum(losses), sum(sizes), metrics.describe_on(outcomes)

@@ -192,6 +192,26 @@ class TestMomentum:
         assert outcome.logged is outcome.perturbed
         assert float(outcome.norm) == pytest.approx(0.3)
 
+    def test_two_micro_batches_are_one_batch_of_both(self):
+        net, twin, x = SmallNet(), SmallNet(), batch()
+        momentum = [torch.randn_like(w) for w in net.parameters()]
+        settings = method_settings("momentum_sam", rho=0.3)
+        loss = SharpnessAwareLoss(list(net.parameters()), settings)
+        whole = SharpnessAwareLoss(list(twin.parameters()), settings)
+
+        def forward(model: nn.Module, rows: slice) -> Any:
+            target = torch.arange(len(x))[rows] % 3
+            return lambda: ForwardPass(
+                nn.functional.cross_entropy(model(x[rows]), target, reduction="sum"), 1
+            )
+
+        for rows in (slice(0, 4), slice(4, None)):
+            loss.backward(forward(net, rows), momentum=momentum)
+        whole.backward(forward(twin, slice(None)), momentum=momentum)
+        assert_all_close(
+            gradients_of(net.parameters()), gradients_of(twin.parameters()), rtol=1e-13
+        )
+
     def test_without_momentum_nothing_moves(self):
         net, twin, x = SmallNet(), SmallNet(), batch()
         loss = SharpnessAwareLoss(list(net.parameters()), method_settings("momentum_sam"))

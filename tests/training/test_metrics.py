@@ -113,3 +113,17 @@ def test_nested_and_textual_logs_of_sentences():
     ]
     both = metrics.without_ours([metrics.describe_on(each)])[0]
     assert both == {"loss": 3.0, "by_head": {"first": 5}, "text": "a b", "missing later": 5}
+
+
+@pytest.mark.parametrize(("cosine", "warnings"), [(-0.01, 1), (0.01, 0)])
+def test_a_direction_that_goes_downhill_is_told_once(caplog, cosine, warnings):
+    check = metrics.UphillCheck(interval=10)
+    for _ in range(50):
+        check.note(outcome()._replace(cosine=torch.tensor(cosine)))
+    assert len([r for r in caplog.records if "goes downhill" in r.message]) == warnings
+
+
+def test_without_a_pass_at_w_the_loss_is_that_of_the_last_pass():
+    described = metrics.describe_on([outcome(perturbed=3.0)._replace(clean=None)])
+    assert "sam_loss" not in described
+    assert described["loss"] == 3.0
