@@ -5,12 +5,14 @@ All variants take turns, step by step, on one model and one batch in one process
 own trainer, so that a machine whose speed drifts slows all of them alike. Printed are ratios to the
 base optimizer's step beside the arithmetic limit, which counts forward-backward passes:
 
-    gated off 1 · SAM, ASAM, Layer-SAM 2 · multi-step K + 1 · δ-SAM 2 + 2 F, its draft 2 + F
+    gated off and momentum 1 · SAM, ASAM, Layer-SAM, functional, friendly 2 · multi-step K + 1 ·
+    an ascent on a quarter of the batch 1.25, functional with it 1.25 + F · δ-SAM 2 + 2 F, its draft
+    2 + F
 
 where F is a forward pass without gradient in units of the base step, measured beside them.
 The limit does not count the optimizer's own step, which happens once whatever the method, so
-ratios slightly below it are possible. For comparison the SAM of the PyPI package pytorch_optimizer
-runs in a hand-written loop on the same model and batch.
+ratios slightly below it are possible. For comparison SAM, LookSAM and FriendlySAM of the PyPI
+package pytorch_optimizer run in a hand-written loop on the same model and batch.
 
 Memory is the peak of what a step allocates, above what was allocated before it, snapshot included,
 in units of the weights' size.
@@ -44,19 +46,35 @@ FORWARD = "forward without gradient (F)"
 VARIANTS: Dict[str, Dict[str, Any]] = {
     "gated off": {"method": "ga_sam", "start_epoch": 10**6, "limit": 1},
     "sam": {"method": "sam", "limit": 2},
+    "sam, 5 %": {"method": "sam", "parts": {"share": 0.05}, "limit": 2},
+    "sam, a quarter": {"method": "sam", "parts": {"ascent_fraction": 0.25}, "limit": 1.25},
     "asam": {"method": "asam", "limit": 2},
     "layer_sam": {"method": "layer_sam", "limit": 2},
     "multi_step_defense, K = 1": {"method": "multi_step_defense", "limit": 2},
     "ga_sam, K = 1": {"method": "ga_sam", "limit": 2},
-    "ga_sam, K = 2": {"method": "ga_sam", "num_steps": 2, "limit": 3},
+    "ga_sam, K = 2": {"method": "ga_sam", "parts": {"num_steps": 2}, "limit": 3},
+    "ga_sam, 5 %": {"method": "ga_sam", "parts": {"share": 0.05}, "limit": 2},
     "delta_sam": {"method": "delta_sam", "limit": 2, "forwards": 2},
     "delta_sam, draft": {
         "method": "delta_sam",
-        "weighting": "draft",
+        "parts": {"weighting": "draft"},
         "limit": 2,
         "forwards": 1,
     },
+    "functional_sam": {"method": "functional_sam", "limit": 2},
+    "functional_sam, a quarter": {
+        "method": "functional_sam",
+        "parts": {"ascent_fraction": 0.25},
+        "limit": 1.25,
+        "forwards": 1,
+    },
+    "momentum_sam": {"method": "momentum_sam", "limit": 1},
+    "vasso": {"method": "vasso", "limit": 2},
+    "friendly_sam": {"method": "friendly_sam", "limit": 2},
 }
+
+PEERS = {"SAM": {}, "LookSAM": {"k": 5, "alpha": 0.1}, "FriendlySAM": {}}
+"""Of pytorch_optimizer, with their settings. LookSAM takes two passes in each of its steps."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -65,6 +83,13 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=10, help="timed rounds (default: 10)")
     parser.add_argument("--warmup", type=int, default=2, help="untimed rounds (default: 2)")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "process"),
+        default="wall",
+        help="process: the CPU's time, which other work on the machine does not add to; best with "
+        "OMP_NUM_THREADS=1",
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16", "amp"), default="fp32")
     parser.add_argument("--layers", type=int, default=3, help="of encoder and decoder each")
@@ -75,6 +100,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--variants", help="only those whose name contains one of these, by comma")
     parser.add_argument("--no-peer", action="store_true", help="leave pytorch_optimizer out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--plot", type=Path, help="also draw cost against memory here")
     return parser.parse_args()
 
 
@@ -142,11 +168,7 @@ def configure(trainer: Any, variant: Optional[Dict[str, Any]]) -> None:
 
     config = None
     if variant is not None:
-        settings = method_settings(
-            variant["method"],
-            num_steps=variant.get("num_steps"),
-            weighting=variant.get("weighting"),
-        )
+        settings = method_settings(variant["method"], **variant.get("parts", {}))
         gate = Gate(start_epoch=variant.get("start_epoch", 1))
         config = SharpnessAwareConfig(variant["method"], settings, gate)
     optimizer = trainer.optimizer
@@ -155,13 +177,15 @@ def configure(trainer: Any, variant: Optional[Dict[str, Any]]) -> None:
     optimizer.sharpness_aware = config
 
 
-def peer_step(trainer: Any, samples: List[Any]) -> Step:
-    """Returns a step of pytorch_optimizer's SAM as its users write it, on the same batch."""
+def peer_step(name: str, trainer: Any, samples: List[Any]) -> Step:
+    """Returns a step of pytorch_optimizer's optimizer as its users write it, on the same batch."""
+    import pytorch_optimizer
     from fairseq.optim.adam import Adam
-    from pytorch_optimizer import SAM
 
     model, criterion = trainer.model, trainer.criterion
-    optimizer = SAM(model.parameters(), base_optimizer=Adam, rho=0.05, lr=1e-5)
+    optimizer = getattr(pytorch_optimizer, name)(
+        model.parameters(), base_optimizer=Adam, rho=0.05, lr=1e-5, **PEERS[name]
+    )
 
     def evaluate() -> None:
         loss, size, _ = criterion(model, samples[0])
@@ -178,14 +202,15 @@ def peer_step(trainer: Any, samples: List[Any]) -> Step:
     return step
 
 
-def seconds(step: Step, device: str) -> float:
-    if device == "cuda":
+def seconds(step: Step, args: argparse.Namespace) -> float:
+    clock = time.process_time if args.clock == "process" else time.perf_counter
+    if args.device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     step()
-    if device == "cuda":
+    if args.device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_bytes(step: Step, device: str) -> int:
@@ -215,7 +240,7 @@ def measure(steps: Dict[str, Step], args: argparse.Namespace) -> Dict[str, Dict[
     for count in range(args.warmup + args.steps):
         print(f"\rround {count + 1} of {args.warmup + args.steps}", end="", file=sys.stderr)
         for name, step in steps.items():
-            elapsed = seconds(step, args.device)
+            elapsed = seconds(step, args)
             if count >= args.warmup:
                 figures[name]["seconds"].append(elapsed)
     print(file=sys.stderr)
@@ -255,7 +280,8 @@ def variants(trainer: Any, samples: List[Any], args: argparse.Namespace) -> Dict
         if any(part in name for part in wanted):
             steps[name] = stepping(variant)
     if not args.no_peer and args.precision == "fp32":
-        steps["peer: pytorch_optimizer.SAM"] = peer_step(trainer, samples)
+        for name in PEERS:
+            steps[f"peer: {name}"] = peer_step(name, trainer, samples)
     return steps
 
 
@@ -280,6 +306,32 @@ def table(figures: Dict[str, Dict[str, Any]], weights: int) -> str:
     return "\n".join(lines)
 
 
+def draw(figures: Dict[str, Dict[str, Any]], weights: int, path: Path) -> None:
+    """Draws what each variant costs, in time and in memory beyond the base's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    base = figures["base"]
+    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    for name, each in figures.items():
+        if name in ("base", FORWARD):
+            continue
+        ratio = statistics.median(a / b for a, b in zip(each["seconds"], base["seconds"]))
+        memory = (each["peak"] - base["peak"]) / weights
+        is_peer = name.startswith("peer")
+        axis.plot(
+            ratio, memory, "s" if is_peer else "o", color="tab:gray" if is_peer else "tab:blue"
+        )
+        axis.annotate(name, (ratio, memory), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    axis.set_xlabel("time of a step, base optimizer = 1")
+    axis.set_ylabel("memory beyond the base optimizer's, in copies of the weights")
+    axis.set_title("Cost of a perturbed step")
+    axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     args = parse_args()
     import fairseq
@@ -298,9 +350,12 @@ def main() -> None:
     print(
         f"{sum(p.numel() for p in parameters) / 1e6:.1f}M weights, {args.sentences} sentences of "
         f"{args.length} tokens, {args.precision} on {args.device}, torch {torch.__version__}, "
-        f"fairseq {fairseq.__version__}, {torch.get_num_threads()} threads, {args.steps} rounds\n"
+        f"fairseq {fairseq.__version__}, {torch.get_num_threads()} threads, {args.clock} time, "
+        f"{args.steps} rounds\n"
     )
     print(table(figures, weights))
+    if args.plot:
+        draw(figures, weights, args.plot)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 
