@@ -203,12 +203,15 @@ class RepeatedStep:
             return None
         assert self._clean is not None
         products: List[Tensor] = []
-        with self._outputs.followed(products):
-            self._run(Pass(self, ascends=False, follows=True))
-        loss = self._clean.loss
-        for product in products:  # at most one
-            at_w = self._outputs.at_w(product) / self.gradients.scale_of(product)
-            loss = loss + self.gradients.backward_of_outputs(product) - at_w
+        this = Pass(self, ascends=False, follows=True)
+        with self._under_way(this):
+            with self._outputs.followed(products):
+                self._step(this)
+            loss = self._clean.loss
+            for product in products:  # at most one
+                this.num_backward += 1
+                at_w = self._outputs.at_w(product) / self.gradients.scale_of(product)
+                loss = loss + self.gradients.backward_of_outputs(product) - at_w
         return ForwardPass(loss, self._clean.sample_size)
 
     def _check_outputs(self, gradients: Gradients) -> None:
@@ -235,10 +238,15 @@ class RepeatedStep:
         return -torch.stack(products).sum() / torch.where(length > 0, length, length + 1)
 
     def _run(self, this: Pass) -> ForwardPass:
+        with self._under_way(this):
+            return self._step(this)
+
+    @contextlib.contextmanager
+    def _under_way(self, this: Pass) -> Iterator[None]:
         self.sentences.begin_pass()
         self._loss.current = this
         try:
-            return self._step(this)
+            yield
         finally:
             self._loss.current = None
 

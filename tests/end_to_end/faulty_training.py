@@ -16,7 +16,8 @@ from fairseq_sam.perturbation import sentence_weights
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 from fairseq_sam.perturbation.weights import PerturbedWeights
 from fairseq_sam.tasks.sentence_similarity import SentenceSimilarityConfig, SentenceSimilarityTask
-from fairseq_sam.training.optimizers import carrier_of
+from fairseq_sam.training import optimizer_state
+from fairseq_sam.training.optimizer_state import carrier_of
 from tests.fairseq_runs import split
 from tests.yardstick import made_data
 from tests.yardstick.cases import ENCODER, SMALL
@@ -246,6 +247,10 @@ METHODS = {
         "delta_sam --sam-rho 0.1 --delta-sam-variant draft --sam-risk mean --sam-steps 2",
     ),
     "per_instance_sam": (TRANSLATION, "per_instance_sam --sam-rho 0.1"),
+    "functional_sam": (TRANSLATION, "functional_sam --sam-rho 5%"),
+    "functional_sam_half": (TRANSLATION, "functional_sam --sam-rho 5% --sam-ascent-fraction 0.5"),
+    "momentum_sam": (TRANSLATION, "momentum_sam --sam-rho 0.1"),
+    "friendly_sam": (TRANSLATION, "friendly_sam --sam-rho 0.1"),
     "mirror_bert": (SIMILARITY, "sam --sam-rho 0.1"),
     "r_drop_delta_sam": (f"{TRANSLATION} {R_DROP}", "delta_sam --sam-rho 0.1 --sam-scale weight"),
 }
@@ -295,6 +300,7 @@ class FaultyTraining:
         self.trainer.train_step(self.samples[:1])  # builds the optimizer
         self.trainer.zero_grad()
         self.weights = [weight.detach().clone() for weight in self._parameters()]
+        self.optimizer_states = [copy.deepcopy(inner.state) for inner in self._inner()]
         self.hooks = self._count_hooks()
         self.start = State(plain)
         self.start = self._state_of(self.start)
@@ -383,8 +389,20 @@ class FaultyTraining:
             if name.endswith("_hooks")
         )
 
+    def _inner(self) -> List[Any]:
+        return list(optimizer_state._inner(carrier_of(self.trainer.optimizer)))
+
+    def _forget(self) -> None:
+        """Puts momentum back, and lets directions that remember gradients begin anew."""
+        for inner, state in zip(self._inner(), self.optimizer_states):
+            inner.state.clear()
+            inner.state.update({p: copy.deepcopy(each) for p, each in state.items()})
+        direction = self.trainer.task.sharpness_aware_seam._loss.weights._direction
+        direction._remembered, direction._began = {}, None
+
     def _step(self, fault: Optional[Fault] = None) -> Optional[BaseException]:
         self.start.restore()
+        self._forget()
         self.trainer.zero_grad()
         if getattr(self.trainer.optimizer, "scaler", None) is not None:
             self.trainer.optimizer.scaler.loss_scale = 4.0

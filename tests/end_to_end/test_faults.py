@@ -30,6 +30,8 @@ FEW = [
     ("sam", "fp32"),
     ("ga_sam", "fp16"),
     ("delta_sam_draft", "bf16"),
+    ("functional_sam_half", "fp16"),
+    ("momentum_sam", "bf16"),
     ("mirror_bert", "memory_efficient_bf16"),
 ]
 

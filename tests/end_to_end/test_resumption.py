@@ -15,6 +15,8 @@ METHODS = {
     "delta_sam": f"delta_sam --sam-rho 0.1 {PER_SENTENCE}",
     "delta_sam_draft": f"delta_sam --delta-sam-variant draft --sam-rho 0.1 {PER_SENTENCE}",
     "per_instance_sam": "per_instance_sam --sam-rho 0.1",
+    "functional_sam": "functional_sam --sam-rho 5%",
+    "functional_sam, a half": "functional_sam --sam-rho 5% --sam-ascent-fraction 0.5",
     "r_drop_delta_sam": f"delta_sam --sam-rho 0.1 --sam-risk mean {R_DROP}",
 }
 
