@@ -18,6 +18,7 @@ Example:
 """
 
 import contextlib
+import math
 from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
 
 import torch
@@ -82,6 +83,7 @@ class SharpnessAwareLoss:
         self.written: List[Tensor] = []
         self.num_steps = 0
         self.current: Optional[Pass] = None
+        self._position = 0
 
     def backward(
         self,
@@ -93,6 +95,7 @@ class SharpnessAwareLoss:
         probe: Optional[Callable[[], Tensor]] = None,
         part: Optional[Callable[[], ForwardPass]] = None,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
+        update_size: int = 1,
     ) -> Outcome:
         """Adds the gradient of the sharpness-aware risk to ``p.grad``.
 
@@ -110,6 +113,8 @@ class SharpnessAwareLoss:
                 ``ascent_fraction`` is below 1. (``per_sentence`` and ``probe`` are of the part.)
             momentum: m of the base optimizer, one tensor for each of ``trained`` or None for those
                 without; needed by the direction ``momentum``, and not changed.
+            update_size: how many mini-batches are accumulated for an update, of which
+                ``ascent_share`` have an ascent. The first is the one that finds no gradients.
 
         Returns:
             The outcome. The weights are at w again.
@@ -126,7 +131,7 @@ class SharpnessAwareLoss:
         if self.settings.ascent_fraction < 1 and part is None:
             raise ValueError("ascent_fraction is below 1: it needs the part of the batch")
         return self._backward(
-            forward, scale, scale_loss, no_sync, per_sentence, probe, part, momentum
+            forward, scale, scale_loss, no_sync, per_sentence, probe, part, momentum, update_size
         )
 
     def backward_each(
@@ -156,6 +161,7 @@ class SharpnessAwareLoss:
         probe: Optional[Callable[[], Tensor]] = None,
         part: Optional[Callable[[], ForwardPass]] = None,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
+        update_size: int = 1,
     ) -> Outcome:
         def step(this: Pass) -> ForwardPass:
             if this.probes and probe is not None:
@@ -174,7 +180,12 @@ class SharpnessAwareLoss:
                     scaled.backward()
 
         return self.run(
-            step, backward, lambda loss: scale_loss(loss * scale), no_sync, momentum=momentum
+            step,
+            backward,
+            lambda loss: scale_loss(loss * scale),
+            no_sync,
+            momentum=momentum,
+            update_size=update_size,
         )
 
     def run(
@@ -186,6 +197,7 @@ class SharpnessAwareLoss:
         compute_dtype: Optional[torch.dtype] = None,
         reach: float = 1.0,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
+        update_size: int = 1,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -198,6 +210,7 @@ class SharpnessAwareLoss:
             compute_dtype: the format that the step computes in (default: autocast's, if it is on).
             reach: multiplies the radius.
             momentum: as of :meth:`backward`.
+            update_size: as of :meth:`backward`.
 
         Returns:
             The outcome. The weights are at w again.
@@ -209,8 +222,14 @@ class SharpnessAwareLoss:
             Exception: as :meth:`backward`.
         """
         compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
+        starts = all(weight.grad is None for weight in self.trained)
+        self._position = 0 if starts else self._position + 1
+        num_ascents = self._num_ascents(update_size)
         under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
         try:
+            if num_ascents is not None and self._position >= num_ascents:
+                self.weights.go_back()
+                return under_way.train()
             if not self.settings.needs_pass:
                 under_way.follow_momentum(self._aligned(momentum))
                 return under_way.train()
@@ -220,10 +239,20 @@ class SharpnessAwareLoss:
                 under_way.probe()
             for _ in range(self.settings.num_steps):
                 under_way.ascend()
+            if num_ascents is not None:
+                self.weights.remember()
             return under_way.train()
         finally:
             self.weights.restore()
             under_way.finish()
+            if num_ascents is not None and self._position == update_size - 1:
+                self.weights.forget()
+
+    def _num_ascents(self, update_size: int) -> Optional[int]:
+        """Returns how many mini-batches of an update have an ascent; None for all of them."""
+        if self.settings.ascent_share == 1:
+            return None
+        return math.ceil(self.settings.ascent_share * update_size - 1e-9)
 
     def _aligned(self, momentum: Optional[Sequence[Optional[Tensor]]]) -> Gradients:
         if momentum is None or len(momentum) != len(self.trained):

@@ -52,6 +52,8 @@ class PerturbationSettings:
         friendly: σ of the friendly direction.
         ascent_fraction: q, the part of a batch's sentences that the ascent sees (Brock et al. 2021,
             §4); the pass that is trained on sees all.
+        ascent_share: part of the mini-batches of an update that have an ascent of their own; those
+            after them take the perturbation of the last of these.
         per_instance: one perturbation a sentence (δ-SAM Eq. 2), which δ-SAM approximates: exact,
             and about as many times slower as the batch has sentences.
 
@@ -75,6 +77,7 @@ class PerturbationSettings:
     smoothing: Optional[float] = None
     friendly: float = 1.0
     ascent_fraction: float = 1.0
+    ascent_share: float = 1.0
     per_instance: bool = False
 
     def __post_init__(self) -> None:
@@ -96,10 +99,11 @@ class PerturbationSettings:
             raise ValueError(f"smoothing is {self.smoothing}: it must be above 0, and 1 at most")
         if not (math.isfinite(self.friendly) and self.friendly >= 0):
             raise ValueError(f"friendly is {self.friendly}: it must be a finite number, 0 or more")
-        if not 0 < self.ascent_fraction <= 1:
-            raise ValueError(
-                f"ascent_fraction is {self.ascent_fraction}: it must be above 0, and 1 at most"
-            )
+        for name in ("ascent_fraction", "ascent_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}: it must be above 0, and 1 at most"
+                )
         _check_choice("direction", self.direction, DIRECTIONS)
         _check_choice("norm", self.norm, NORMS)
         _check_choice("weighting", self.weighting, WEIGHTINGS)
@@ -118,11 +122,18 @@ class PerturbationSettings:
 
     def _check_combination(self) -> None:
         """Refuses parts that make no sense together."""
-        if self.ascent_fraction < 1 and (self.risk == "mean" or self.per_instance):
+        if self.risk == "mean" or self.per_instance:
             other = "the mean risk" if self.risk == "mean" else "a perturbation a sentence"
+            for name in ("ascent_fraction", "ascent_share"):
+                if getattr(self, name) < 1:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}: it must be 1 with {other}, which trains "
+                        "on what the ascent sees"
+                    )
+        if self.risk == "functional" and self.ascent_share < 1:
             raise ValueError(
-                f"ascent_fraction is {self.ascent_fraction}: it must be 1 with {other}, which "
-                "trains on what the ascent sees"
+                f"ascent_share is {self.ascent_share}: it must be 1 with the functional risk, for "
+                "which each mini-batch has a pass at w"
             )
         if self.direction == "gradient":
             return
@@ -139,6 +150,7 @@ class PerturbationSettings:
             ("num_steps", self.num_steps, 1),
             ("share", self.share, None),
             ("ascent_fraction", self.ascent_fraction, 1),
+            ("ascent_share", self.ascent_share, 1),
             ("loss_reduction", self.loss_reduction, "mean"),
         ):
             if value != allowed:

@@ -6,7 +6,7 @@ one of its two neighbours with probabilities that make the mean exact.
 """
 
 import contextlib
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,7 @@ class PerturbedWeights:
         self._scale: Blocks = []
         self._exact: List[Tensor] = []
         self._steps_taken = 0
+        self._remembered: Optional[Tuple[Dict[int, Tensor], Any]] = None
         self.begin()
 
     def begin(self) -> None:
@@ -164,6 +165,28 @@ class PerturbedWeights:
         noted = set(self._noted)
         self._note([i for i in self._moving if i not in noted])  # thawed since
         self.perturbed = True
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Keeps where the weights are, for :meth:`go_back`; another copy of them."""
+        said = (self.finite, self.norm, self.realised, self._rho)
+        self._remembered = ({i: self.weights[i].detach().clone() for i in self._moving}, said)
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        """Moves the weights to where they were remembered to be, by the perturbation of then."""
+        assert self._remembered is not None
+        values, said = self._remembered
+        self.begin()
+        self.take_snapshot()
+        self.perturbed = True
+        self.finite, self.norm, self.realised, self._rho = said
+        foreach.copy_([self.weights[i] for i in values], list(values.values()))
+        torch.clear_autocast_cache()
+
+    def forget(self) -> None:
+        """Frees what was remembered."""
+        self._remembered = None
 
     def radius(self) -> Tensor:
         """Returns ρ of this step, a scalar on the device of ``norm``; 0 where nothing moved."""

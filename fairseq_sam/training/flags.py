@@ -9,7 +9,7 @@ import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Tuple
 
 from fairseq.criterions import CRITERION_REGISTRY
 
@@ -43,6 +43,7 @@ class SharpnessAwareConfig:
         gate: when the run is perturbed.
         exclude: parameters whose names this pattern is found in are left unperturbed.
         log_gradients: updates from one measurement of the layers' gradients to the next; 0: none.
+        update_freq: fairseq's ``--update-freq``, one number an epoch.
     """
 
     method: str
@@ -50,6 +51,11 @@ class SharpnessAwareConfig:
     gate: Gate
     exclude: Optional[str] = None
     log_gradients: int = 0
+    update_freq: Tuple[int, ...] = (1,)
+
+    def update_size(self, epoch: int) -> int:
+        """Returns the number of micro-batches of an update."""
+        return self.update_freq[min(epoch, len(self.update_freq)) - 1]
 
     def describe(self) -> str:
         """Returns one line for the log."""
@@ -102,6 +108,9 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--sam-ascent-fraction", type=fraction, default=preset.ascent_fraction, metavar="Q",
         help="the ascent sees this part of each mini-batch's sentences, which makes it as much "
              "cheaper")
+    add("--sam-ascent-share", type=fraction, default=preset.ascent_share, metavar="Q",
+        help="with --update-freq U: the first ⌈Q U⌉ micro-batches of an update have an ascent of "
+             "their own, and the others take the last one's perturbation")
     add("--sam-steps", type=num_steps, metavar="K",
         help="ascent steps; a perturbed update costs K + 1 forward-backward passes "
              f"(default: {preset.num_steps})")
@@ -167,6 +176,7 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
             smoothing=args.sam_smoothing,
             friendly=args.sam_friendly,
             ascent_fraction=args.sam_ascent_fraction,
+            ascent_share=args.sam_ascent_share,
             weighting=args.delta_sam_variant,
             eta=args.delta_sam_eta,
             beta=args.delta_sam_beta,
@@ -180,8 +190,19 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
     if perturbation.needs_sentences and isinstance(getattr(args, "criterion", None), str):
         require_sentences(CRITERION_REGISTRY.get(args.criterion), args.criterion)
     return SharpnessAwareConfig(
-        method, perturbation, gate, args.sam_exclude, args.sam_log_gradients or 0
+        method,
+        perturbation,
+        gate,
+        args.sam_exclude,
+        args.sam_log_gradients or 0,
+        _update_freq(args),
     )
+
+
+def _update_freq(args: Namespace) -> Tuple[int, ...]:
+    """Returns fairseq's flag; while the command line is parsed it is text, and not looked at."""
+    value = getattr(args, "update_freq", None)
+    return (1,) if not value or isinstance(value, str) else tuple(value)
 
 
 def _gate_from(args: Namespace) -> Gate:

@@ -64,7 +64,7 @@ def _add_run_settings(args: Namespace, cfg: DictConfig) -> None:
     """Adds what the command line would have in the same namespace."""
     run: Any = cfg._get_parent() or {}
     for group, names in {
-        "optimization": ("lr", "max_epoch", "max_update", "use_bmuf"),
+        "optimization": ("lr", "max_epoch", "max_update", "update_freq", "use_bmuf"),
         "distributed_training": ("ddp_backend", "pipeline_model_parallel"),
         "common": ("tpu", "model_parallel_size"),
     }.items():

@@ -108,10 +108,10 @@ class Seam:
         samples = [sample]
         if config.perturbation.per_instance:
             samples = self._sentences(step, sample)
-        reach = config.gate.reach(step.update_num)
+        how = (config.gate.reach(step.update_num), config.update_size(self.epoch))
         with once_a_step(unwrap(step.model), "set_num_updates", sharpness_aware):
             outcomes = [
-                self._perturb(step, part, sharpness_aware, reach, is_last=number == len(samples))
+                self._perturb(step, part, sharpness_aware, *how, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
             ]
         for outcome in outcomes:
@@ -126,6 +126,7 @@ class Seam:
         sample: Any,
         sharpness_aware: SharpnessAwareLoss,
         reach: float,
+        update_size: int,
         is_last: bool,
     ) -> Outcome:
         """Repeats the step; its gradient joins those of the micro-batches before."""
@@ -159,6 +160,7 @@ class Seam:
                     compute_dtype=_compute_dtype(optimizer, sharpness_aware.trained[0].device),
                     reach=reach,
                     momentum=momentum,
+                    update_size=update_size,
                 )
         except BackwardPassedBy:
             _stop(

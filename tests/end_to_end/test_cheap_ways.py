@@ -82,3 +82,13 @@ def test_the_radius_grows(fairseq_train):
     run = fairseq_train("--optimizer sam --sam-rho 0.4 --sam-ramp-updates 4 --max-update 6")
     assert run.values("rho") == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4])
     assert run.values("perturbation_norm") == pytest.approx(run.values("rho"), rel=1e-5)
+
+
+def test_micro_batches_share_an_ascent(fairseq_train):
+    flags = "--optimizer sam --sam-rho 5% --update-freq 3 --max-update 4"
+    run = fairseq_train(flags, "--sam-ascent-share 0.3")
+    assert all(norm > 0 for norm in run.values("perturbation_norm"))
+    assert not any("sharpness" in record for record in run.records["train_inner"])
+    all_of_them = fairseq_train(flags, "--sam-ascent-share 1")
+    all_of_them.assert_same_training(fairseq_train(flags))
+    assert run.differs_from(all_of_them)
