@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import List
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count
 from fairseq_sam.commands.plugins import load_fairseq
+from fairseq_sam.flags.number_types import count
 
 _EPILOG = """\
 examples:

@@ -17,11 +17,11 @@ from typing import (
 )
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count, seed
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
 from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.files import write_json
+from fairseq_sam.flags.number_types import count, seed
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss

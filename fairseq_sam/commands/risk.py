@@ -15,10 +15,10 @@ from fairseq_sam.commands.checkpoint_data import (
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.number_types import num_steps, positive
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.flags.number_types import num_steps, positive
 from fairseq_sam.reporting.risk_table import risk_table
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from fairseq_sam.commands.checkpoint_data import (
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import num_draws, num_steps, radii
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.flags.number_types import num_draws, num_steps, radii
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from fairseq_sam.commands.checkpoint_data import (
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.number_types import count, num_draws, positive
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.spectrum_measurement import CheckpointSpectrum, measure_spectrum
+from fairseq_sam.flags.number_types import count, num_draws, positive
 
 _EPILOG = """\
 examples:

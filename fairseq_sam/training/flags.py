@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 from fairseq.criterions import CRITERION_REGISTRY
 
-from fairseq_sam.commands.number_types import at_least_zero, num_steps, positive, whole_number
 from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
+from fairseq_sam.flags.number_types import at_least_zero, num_steps, positive, whole_number
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS, WEIGHTINGS

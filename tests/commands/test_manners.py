@@ -1,7 +1,6 @@
 """The manners of the command fairseq-sam, whatever the subcommand."""
 
 import argparse
-import doctest
 import os
 import re
 import subprocess
@@ -12,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam import __version__, commands
-from fairseq_sam.commands import build_parser, main, number_types, progress
+from fairseq_sam.commands import build_parser, main, progress
 from fairseq_sam.commands.quiet import no_foreign_warnings
+from fairseq_sam.flags import number_types
 from tests.commands.help_examples import examples
 from tests.fairseq_runs import ROOT
 
@@ -183,12 +183,6 @@ PATHS = (Path,)
 def subparsers():
     (action,) = [a for a in build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     return action.choices
-
-
-def test_number_types():
-    result = doctest.testmod(number_types)
-    assert result.attempted > 5
-    assert result.failed == 0
 
 
 @pytest.mark.parametrize(
