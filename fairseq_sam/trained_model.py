@@ -59,6 +59,8 @@ def load_trained_model(
         raise LoadError(
             f"{checkpoint}: damaged, or not a fairseq checkpoint ({reason_of(error)})"
         ) from error
+    if state.get("args") is None and getattr(state.get("cfg"), "task", None) is None:
+        raise LoadError(f"{checkpoint}: damaged, or not a fairseq checkpoint (no configuration)")
     _refuse_unregistered(checkpoint, state.get("cfg"))
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], state=state)

@@ -89,6 +89,23 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     check_can_plot(picture)
 
 
+def check_input_arguments(args: argparse.Namespace) -> None:
+    """Refuses data and checkpoints that are not there, the last one too, before any is measured.
+
+    Raises:
+        CommandError: naming the file.
+    """
+    for checkpoint in args.checkpoints:
+        if not os.path.isfile(checkpoint):
+            raise CommandError(f"{checkpoint}: no such file")
+        for path in (args.json, args.plot):
+            if path is not None and path.exists() and os.path.samefile(path, checkpoint):
+                raise CommandError(f"{path}: is a checkpoint to read, not a file to write")
+    for part in args.data.split(os.pathsep):
+        if not os.path.exists(part):
+            raise CommandError(f"{part}: no such file or directory")
+
+
 def write_figures(figures: Dict[str, Any], path: Path) -> None:
     """Writes ``--json``'s file.
 

@@ -12,6 +12,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     logged = _logged_norms(args.run_directory)
     results = []
     if args.checkpoints:
+        check_input_arguments(args)
         load_plugins(args.user_dir)
         names = checkpoint_names(args.checkpoints)
         results = [_measure(args, *each) for each in zip(args.checkpoints, names)]

@@ -9,6 +9,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -111,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
             f"a line or plane goes through 2 CHECKPOINTs at most, not {len(args.checkpoints)}"
         )
     check_output_arguments(args)
+    check_input_arguments(args)
     load_plugins(args.user_dir)
     figures = _measure(args)
     print(landscape_tables(figures), end="")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict
 from fairseq_sam.commands.checkpoint_data import (
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_plugins,
@@ -80,6 +81,7 @@ def _add_ball_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
+    check_input_arguments(args)
     load_plugins(args.user_dir)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, *each) for each in zip(args.checkpoints, names)]

@@ -11,6 +11,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -133,6 +134,7 @@ def _json_object(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
+    check_input_arguments(args)
     load_plugins(args.user_dir)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]

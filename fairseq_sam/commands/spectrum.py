@@ -9,6 +9,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     load_plugins,
     write_figures,
@@ -109,6 +110,7 @@ def _add_matrix_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
+    check_input_arguments(args)
     load_plugins(args.user_dir)
     names = checkpoint_names(args.checkpoints)
     results = [measure_spectrum(args, *each) for each in zip(args.checkpoints, names)]
