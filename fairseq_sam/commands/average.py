@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         paths = _input_paths(args)
-        with counting("checkpoint", "reading", len(paths)) as on_read:
+        with counting("checkpoint", "reading", len(paths)) as after_each:
             state = average_checkpoints(
-                paths, dtype=getattr(torch, args.dtype), on_read=lambda path: on_read()
+                paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
             )
         write_checkpoint(state, args.output)
     except CheckpointError as error:

@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> int:
     logged = _logged_norms(args.run_directory)
     results = []
     if args.checkpoints:
-        check_input_arguments(args)
         load_plugins(args.user_dir)
+        check_input_arguments(args)
         names = checkpoint_names(args.checkpoints)
         results = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     for result in results:

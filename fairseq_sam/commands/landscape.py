@@ -112,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
             f"a line or plane goes through 2 CHECKPOINTs at most, not {len(args.checkpoints)}"
         )
     check_output_arguments(args)
-    check_input_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     figures = _measure(args)
     print(landscape_tables(figures), end="")
     if args.json is not None:

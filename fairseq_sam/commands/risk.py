@@ -81,8 +81,8 @@ def _add_ball_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
-    check_input_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     figures = {**_settings(args), "checkpoints": measured}

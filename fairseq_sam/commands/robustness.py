@@ -134,8 +134,8 @@ def _json_object(text: str) -> str:
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
-    check_input_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]
     figures = {**_settings(args), **measured[0][0], "checkpoints": [each for _, each in measured]}
