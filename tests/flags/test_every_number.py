@@ -4,7 +4,7 @@ import argparse
 import ast
 import dataclasses
 import doctest
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Dict, Iterator, List, Tuple, get_args
 
 import fairseq  # noqa: F401
 import pytest
@@ -40,7 +40,7 @@ def own_fields() -> Iterator[Tuple[str, Any, dataclasses.Field]]:
                     continue
                 if isinstance(field.default, str) and field.default.startswith("${"):
                     continue  # set by another flag
-                if field.type in (int, float) or "Optional[" in str(field.type):
+                if {int, float} & {field.type, *get_args(field.type)}:
                     yield name, config, field
 
 
