@@ -233,6 +233,9 @@ class TestManners:
         [
             (["--methods", "adamw"], "--methods adamw: choose from"),
             (["--methods", "sam@x"], "--methods sam@x: the radius x: a number above 0"),
+            (["--methods", "sam@1e400"], "sam@1e400: the radius 1e400: a number above 0"),
+            (["--methods", "sam@1e-400"], "sam@1e-400: the radius 1e-400: a number above 0"),
+            (["--methods", "sam@٣"], "sam@٣: the radius ٣: a number above 0"),
             (["--methods", "baseline@1"], "baseline has no radius"),
             (["--seeds", "1,b"], "--seeds b: a whole number"),
             (["--seeds", ","], "--seeds: at least one"),
