@@ -120,7 +120,7 @@ def average_checkpoints(
     paths: Sequence[PathLike],
     *,
     dtype: torch.dtype = torch.float64,
-    on_read: Optional[Callable[[str], None]] = None,
+    on_read: Optional[Callable[[str], object]] = None,
 ) -> Dict[str, Any]:
     """Averages the weights of fairseq checkpoints.
 

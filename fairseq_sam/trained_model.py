@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from fairseq_sam.criterions import per_sentence_name_of
@@ -58,11 +59,14 @@ def load_trained_model(
         raise LoadError(
             f"{checkpoint}: damaged, or not a fairseq checkpoint ({reason_of(error)})"
         ) from error
+    if state.get("args") is None and getattr(state.get("cfg"), "task", None) is None:
+        raise LoadError(f"{checkpoint}: damaged, or not a fairseq checkpoint (no configuration)")
     _refuse_unregistered(checkpoint, state.get("cfg"))
     try:
         models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], state=state)
     except Exception as error:  # tasks and models complain in any way
-        raise LoadError(f"{data}: does not fit {checkpoint} ({reason_of(error)})") from error
+        reason = _misfit(state.get("cfg"), data, error) or reason_of(error)
+        raise LoadError(f"{data}: does not fit {checkpoint} ({reason})") from error
     model = models[0].eval()
     for layer in model.modules():
         if hasattr(layer, "can_use_fastpath"):
@@ -84,6 +88,31 @@ def _refuse_unregistered(checkpoint: str, cfg: Any) -> None:
                 f"--user-dir {getattr(getattr(cfg, 'common', None), 'user_dir', None)}; give that "
                 "directory as --user-dir (its Python files are run)"
             )
+
+
+def _misfit(cfg: Any, data: str, error: Exception) -> Optional[str]:
+    """Says what other data these are, where dictionaries show it: of other languages or sizes."""
+    folder = data.split(os.pathsep)[0]
+    task = getattr(cfg, "task", None)
+    languages = [getattr(task, f"{side}_lang", None) for side in ("source", "target")]
+    if isinstance(error, OSError) and all(languages) and os.path.isdir(folder):
+        found = sorted(name for name in os.listdir(folder) if re.fullmatch(r"dict\..+\.txt", name))
+        absent = [f"dict.{name}.txt" for name in languages if f"dict.{name}.txt" not in found]
+        if absent:
+            return (
+                f"the model was trained from {languages[0]} to {languages[1]}, and there is no "
+                f"{absent[0]} but {', '.join(found) or 'no dictionary at all'}"
+            )
+    shapes = re.search(
+        r"size mismatch for (\S*embed_tokens\S*): .*?\[(\d+), \d+\].*?\[(\d+), \d+\]", str(error)
+    )
+    if shapes is not None and shapes[2] != shapes[3]:
+        return (
+            f"its dictionary makes {shapes[3]} embeddings, the model has {shapes[2]} in "
+            f"{shapes[1]}: it was trained on other data, or they were binarised with another "
+            "dictionary"
+        )
+    return None
 
 
 def per_sentence_criterion(trained: TrainedModel, name: Optional[str] = None) -> Tuple[str, Any]:

@@ -39,6 +39,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from fairseq_sam.flags.number_types import count, whole_number  # noqa: E402  (the path comes first)
+
 Step = Callable[[], Any]
 
 FORWARD = "forward without gradient (F)"
@@ -81,8 +83,10 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=10, help="timed rounds (default: 10)")
-    parser.add_argument("--warmup", type=int, default=2, help="untimed rounds (default: 2)")
+    parser.add_argument("--steps", type=count, default=10, help="timed rounds (default: 10)")
+    parser.add_argument(
+        "--warmup", type=whole_number(0), default=2, help="untimed rounds (default: 2)"
+    )
     parser.add_argument(
         "--clock",
         choices=("wall", "process"),
@@ -92,11 +96,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precision", choices=("fp32", "fp16", "bf16", "amp"), default="fp32")
-    parser.add_argument("--layers", type=int, default=3, help="of encoder and decoder each")
-    parser.add_argument("--width", type=int, default=512, help="embedding size")
-    parser.add_argument("--vocabulary", type=int, default=4000)
-    parser.add_argument("--sentences", type=int, default=32, help="in a batch")
-    parser.add_argument("--length", type=int, default=32, help="tokens in a sentence")
+    parser.add_argument("--layers", type=count, default=3, help="of encoder and decoder each")
+    parser.add_argument("--width", type=count, default=512, help="embedding size")
+    parser.add_argument("--vocabulary", type=count, default=4000)
+    parser.add_argument("--sentences", type=count, default=32, help="in a batch")
+    parser.add_argument("--length", type=count, default=32, help="tokens in a sentence")
     parser.add_argument("--variants", help="only those whose name contains one of these, by comma")
     parser.add_argument("--no-peer", action="store_true", help="leave pytorch_optimizer out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -237,11 +241,11 @@ def measure(steps: Dict[str, Step], args: argparse.Namespace) -> Dict[str, Dict[
     peak_bytes(steps["base"], args.device)  # leaves behind what every step finds: gradients
     for name, step in steps.items():
         figures[name]["peak"] = peak_bytes(step, args.device)
-    for count in range(args.warmup + args.steps):
-        print(f"\rround {count + 1} of {args.warmup + args.steps}", end="", file=sys.stderr)
+    for done in range(args.warmup + args.steps):
+        print(f"\rround {done + 1} of {args.warmup + args.steps}", end="", file=sys.stderr)
         for name, step in steps.items():
             elapsed = seconds(step, args)
-            if count >= args.warmup:
+            if done >= args.warmup:
                 figures[name]["seconds"].append(elapsed)
     print(file=sys.stderr)
     return figures

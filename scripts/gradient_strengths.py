@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fairseq_sam.flags.number_types import count
 
 
 def main() -> None:
@@ -23,10 +25,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="of a translation, classification or language model")
-    parser.add_argument("--batches", type=int, default=1, help="training batches (default: 1)")
-    parser.add_argument("--max-tokens", type=int, default=1000, help="in a batch")
+    parser.add_argument("--batches", type=count, default=1, help="training batches (default: 1)")
+    parser.add_argument("--max-tokens", type=count, default=1000, help="in a batch")
     parser.add_argument("--bf16", action="store_true", help="compute under bfloat16 autocast")
-    parser.add_argument("--tensors", type=int, default=20, help="how many to print")
+    parser.add_argument("--tensors", type=count, default=20, help="how many to print")
     args = parser.parse_args()
     import fairseq  # noqa: F401  (before fairseq_sam, which then registers itself)
     from fairseq import checkpoint_utils

@@ -6,8 +6,13 @@ python risk_table.py DIR --methods NAME... --seeds N
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fairseq_sam.flags.number_types import count
 
 
 class Result(NamedTuple):
@@ -72,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", type=Path, help="the --out of scripts/adversarial_risk.sh")
     parser.add_argument("--methods", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--seeds", type=int, required=True, metavar="N", help="seeds 1 to N")
+    parser.add_argument("--seeds", type=count, required=True, metavar="N", help="seeds 1 to N")
     args = parser.parse_args()
     results = {
         method: [

@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from fairseq_sam.flags.number_types import count, radius
+
 TRAINER = [sys.executable, "-c", "from fairseq_cli.train import cli_main; cli_main()"]
 
 SCALES = {
@@ -34,8 +36,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--share", default="5%", help="as of --sam-rho (default: 5%%)")
-    parser.add_argument("--updates", type=int, default=50, help="of each run (default: 50)")
+    parser.add_argument("--share", type=radius, default="5%", help="as of --sam-rho (default: 5%%)")
+    parser.add_argument("--updates", type=count, default=50, help="of each run (default: 50)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     parser.add_argument("command", nargs="+", help="flags of fairseq-train, after --")
     return parser.parse_args()

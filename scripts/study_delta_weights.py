@@ -35,6 +35,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 from study_report import RADII, print_report  # noqa: E402  (the path comes first)
 
+from fairseq_sam.flags.number_types import (  # noqa: E402  (the path comes first)
+    count,
+    positive,
+    seed,
+    whole_number,
+)
+
 RELATIVE_LENGTHS = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Losses = np.ndarray
@@ -50,24 +57,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, help="binarised data, if not where the checkpoint says"
     )
-    parser.add_argument("--columns", type=int, nargs=3, default=(1, 2, 3), help="texts and label")
-    parser.add_argument("--examples", type=int, default=192, help="pairs to train on")
-    parser.add_argument("--train-steps", type=int, default=120, help="Adam steps (default: 120)")
+    parser.add_argument(
+        "--columns", type=whole_number(0), nargs=3, default=(1, 2, 3), help="texts and label"
+    )
+    parser.add_argument("--examples", type=count, default=192, help="pairs to train on")
+    parser.add_argument("--train-steps", type=count, default=120, help="Adam steps (default: 120)")
     parser.add_argument("--cache", type=Path, help="where the trained encoder is kept")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--vocabulary", type=int, default=9000)
-    parser.add_argument("--length", type=int, default=64, help="longest pair, in tokens")
-    parser.add_argument("--sentences", type=int, default=16, help="in a batch")
-    parser.add_argument("--batches", type=int, default=6, help="each with its own direction r")
+    parser.add_argument("--layers", type=count, default=6)
+    parser.add_argument("--width", type=count, default=384)
+    parser.add_argument("--vocabulary", type=count, default=9000)
+    parser.add_argument("--length", type=count, default=64, help="longest pair, in tokens")
+    parser.add_argument("--sentences", type=count, default=16, help="in a batch")
+    parser.add_argument("--batches", type=count, default=6, help="each with its own direction r")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32",
                         help="format of the weights; fp32 also tries bf16 autocast")  # fmt: skip
-    parser.add_argument("--rho", type=float, default=0.05, help="radius of the tables over h")
-    parser.add_argument("--eta", type=float, default=1e-4)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--directions", type=int, default=0, metavar="R",
+    parser.add_argument("--rho", type=positive, default=0.05, help="radius of the tables over h")
+    parser.add_argument("--eta", type=positive, default=1e-4)
+    parser.add_argument("--seed", type=seed, default=1)
+    parser.add_argument("--directions", type=whole_number(0), default=0, metavar="R",
                         help="also average over R directions, at three lengths")  # fmt: skip
-    parser.add_argument("--timing", type=int, default=0, metavar="ROUNDS", help="also take times")
+    parser.add_argument(
+        "--timing", type=whole_number(0), default=0, metavar="ROUNDS", help="also take times"
+    )
     parser.add_argument("--record", type=Path, help="keep the losses here; read if it exists")
     args = parser.parse_args()
     args.name = "encoder" if args.pairs else "checkpoint"

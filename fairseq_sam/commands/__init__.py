@@ -98,9 +98,13 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     write_on_any_terminal()
     args = build_parser().parse_args(argv)
+    with no_foreign_warnings():
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
-        with no_foreign_warnings():
-            return int(args.run(args))
+        return int(args.run(args))
     except CommandError as error:
         return _fail(args, str(error))
     except ImportError as error:

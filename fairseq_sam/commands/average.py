@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import List
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count
 from fairseq_sam.commands.plugins import load_fairseq
+from fairseq_sam.commands.progress import counting
+from fairseq_sam.flags.number_types import count
 
 _EPILOG = """\
 examples:
@@ -82,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         paths = _input_paths(args)
-        state = average_checkpoints(paths, dtype=getattr(torch, args.dtype), on_read=_show)
+        with counting("checkpoint", "reading", len(paths)) as after_each:
+            state = average_checkpoints(
+                paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
+            )
         write_checkpoint(state, args.output)
     except CheckpointError as error:
         raise CommandError(str(error)) from error
@@ -115,7 +118,3 @@ def _input_paths(args: argparse.Namespace) -> List[Path]:
             args.inputs[0], args.last_updates, by="update", upper_bound=args.upper_bound
         )
     return [Path(path) for path in args.inputs]
-
-
-def _show(path: str) -> None:
-    print(f"reading {path}", file=sys.stderr)

@@ -17,11 +17,11 @@ from typing import (
 )
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count, seed
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
 from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.files import write_json
+from fairseq_sam.flags.number_types import count, seed
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
@@ -87,6 +87,23 @@ def check_output_arguments(args: argparse.Namespace) -> None:
         if path is not None and path.is_dir():
             raise CommandError(f"{path}: is a directory, not a file to write")
     check_can_plot(picture)
+
+
+def check_input_arguments(args: argparse.Namespace) -> None:
+    """Refuses data and checkpoints that are not there, the last one too, before any is measured.
+
+    Raises:
+        CommandError: naming the file.
+    """
+    for checkpoint in args.checkpoints:
+        if not os.path.isfile(checkpoint):
+            raise CommandError(f"{checkpoint}: no such file")
+        for path in (args.json, args.plot):
+            if path is not None and path.exists() and os.path.samefile(path, checkpoint):
+                raise CommandError(f"{path}: is a checkpoint to read, not a file to write")
+    for part in args.data.split(os.pathsep):
+        if not os.path.exists(part):
+            raise CommandError(f"{part}: no such file or directory")
 
 
 def write_figures(figures: Dict[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -100,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
     results = []
     if args.checkpoints:
         load_plugins(args.user_dir)
+        check_input_arguments(args)
         names = checkpoint_names(args.checkpoints)
         results = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     for result in results:

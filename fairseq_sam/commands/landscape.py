@@ -9,6 +9,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -17,9 +18,9 @@ from fairseq_sam.commands.checkpoint_data import (
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import count, num_points, positive, radii, whole_number
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.flags.number_types import count, num_points, positive, radii, whole_number
 from fairseq_sam.reporting.landscape_table import landscape_tables
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         )
     check_output_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     figures = _measure(args)
     print(landscape_tables(figures), end="")
     if args.json is not None:

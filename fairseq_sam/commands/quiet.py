@@ -6,20 +6,32 @@ import contextlib
 import logging
 import sys
 import warnings
-from typing import Iterator
+from typing import Any, Iterator
 
 
 @contextlib.contextmanager
 def no_foreign_warnings() -> Iterator[None]:
     """Leaves out Python's warnings of other packages' code to each other.
 
-    torch tells of nested tensors, fairseq of deprecated calls: no user can mend them. What our own
-    code causes is shown, and all of it with ``python -W``.
+    torch tells of nested tensors, fairseq of deprecated calls, and its datasets that could not be
+    opened of errors while they are thrown away: no user can mend them. What our own code causes is
+    shown, and all of it with ``python -W``.
     """
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.filterwarnings("ignore", module=r"(?!fairseq_sam(\.|$))")
-        yield
+    show = sys.unraisablehook
+
+    def show_ours(unraisable: Any) -> None:
+        module = getattr(unraisable.object, "__module__", None) or "fairseq_sam"
+        if sys.warnoptions or module.split(".")[0] == "fairseq_sam":
+            show(unraisable)
+
+    sys.unraisablehook = show_ours
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.filterwarnings("ignore", module=r"(?!fairseq_sam(\.|$))")
+            yield
+    finally:
+        sys.unraisablehook = show
 
 
 @contextlib.contextmanager

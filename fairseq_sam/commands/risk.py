@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Dict
 from fairseq_sam.commands.checkpoint_data import (
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_plugins,
@@ -15,10 +16,10 @@ from fairseq_sam.commands.checkpoint_data import (
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.number_types import num_steps, positive
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.flags.number_types import num_steps, positive
 from fairseq_sam.reporting.risk_table import risk_table
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     figures = {**_settings(args), "checkpoints": measured}

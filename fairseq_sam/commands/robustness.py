@@ -11,6 +11,7 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     explaining,
     load_dataset_loss,
@@ -19,9 +20,9 @@ from fairseq_sam.commands.checkpoint_data import (
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import num_draws, num_steps, radii
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.flags.number_types import num_draws, num_steps, radii
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     names = checkpoint_names(args.checkpoints)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]
     figures = {**_settings(args), **measured[0][0], "checkpoints": [each for _, each in measured]}

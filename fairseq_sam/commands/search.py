@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, List, Optional
 
 from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.number_types import at_least_zero, count, power_of_ten, seeds
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
 from fairseq_sam.commands.plugins import require_fairseq
 from fairseq_sam.commands.user_dir import package_dir
+from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds
 
 if TYPE_CHECKING:
     from fairseq_sam.search.conduct import Plan

@@ -9,14 +9,15 @@ from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
     add_output_arguments,
+    check_input_arguments,
     check_output_arguments,
     load_plugins,
     write_figures,
 )
 from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.number_types import count, num_draws, positive
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.spectrum_measurement import CheckpointSpectrum, measure_spectrum
+from fairseq_sam.flags.number_types import count, num_draws, positive
 
 _EPILOG = """\
 examples:
@@ -110,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     check_output_arguments(args)
     load_plugins(args.user_dir)
+    check_input_arguments(args)
     names = checkpoint_names(args.checkpoints)
     results = [measure_spectrum(args, *each) for each in zip(args.checkpoints, names)]
     _print(args, results)

@@ -6,14 +6,16 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Tuple
 
 from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_output_arguments,
     write_figures,
 )
+from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.progress import counting
 from fairseq_sam.commands.quiet import only_warnings
@@ -27,7 +29,7 @@ examples:
   fairseq-sam sts SentEval/data/downstream minilm/model.pt
   fairseq-sam sts SentEval/data/downstream checkpoints/checkpoint_last.pt --data data-bin \\
       --tokenizer minilm/tokenizer.json --json sts.json
-  fairseq-sam sts SentEval/data/downstream checkpoint_last.pt --data data-bin --dev
+  fairseq-sam sts SentEval/data/downstream adam.pt ga_sam.pt --data data-bin --dev --plot sts.pdf
 
 Reports Spearman's correlation (in per cent) between the cosine of two sentences' embeddings and
 people's scores, on STS12 to STS16 and the test sets of STS-B and SICK-R. "all" takes the pairs of
@@ -48,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "folder", type=Path, metavar="SENTEVAL_DIR", help="SentEval's data/downstream"
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="an encoder")
+    parser.add_argument("checkpoints", type=Path, metavar="CHECKPOINT", nargs="+", help="encoders")
     parser.add_argument(
         "--data", metavar="DIR", help="where dict.txt is (default: beside CHECKPOINT)"
     )
@@ -64,7 +66,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="first token or mean of all (default: the one trained with, or mean)",
     )
     parser.add_argument("--dev", action="store_true", help="only STS-B's development set")
-    add_output_arguments(parser, plot=False)
+    add_output_arguments(parser)
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.set_defaults(run=run)
 
@@ -81,45 +83,55 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         sets, missing = read_sets(args.folder, args.dev)
-        with only_warnings():
-            embed, pooling = _embedder(args)
-            correlations = _evaluate(args, sets, embed)
+        names = checkpoint_names([str(path) for path in args.checkpoints])
+        found = [_evaluate(args, sets, *each) for each in zip(args.checkpoints, names)]
     except (DataError, LoadError, ConversionError) as error:
         raise CommandError(str(error)) from error
     for line in missing:
         print(line, file=sys.stderr)
-    _print(args, pooling, correlations)
+    for each in found:
+        _print(each)
+    figures = {
+        "unit": "Spearman's correlation, per cent",
+        "missing": missing,
+        "checkpoints": [_figures(each) for each in found],
+    }
     if args.json is not None:
-        write_figures(_figures(args, pooling, correlations, missing), args.json)
+        write_figures(figures, args.json)
+    if args.plot is not None:
+        from fairseq_sam.reporting.sts_plot import write_sts_plot
+
+        with explaining_plots(args.plot):
+            write_sts_plot(figures, args.plot)
     return 0
 
 
-def _embedder(args: argparse.Namespace) -> Any:
+def _embedder(args: argparse.Namespace, checkpoint: Path) -> Tuple[SentenceEmbedder, str]:
     """Returns the model as a function of sentences, and its pooling."""
     import torch
 
     from fairseq_sam.sentence_embedding import SentenceEmbedder
     from fairseq_sam.trained_model import load_trained_model
 
-    data = str(args.checkpoint.parent) if args.data is None else args.data
+    data = str(checkpoint.parent) if args.data is None else args.data
     if args.data is None and not os.path.isfile(os.path.join(data, "dict.txt")):
         raise CommandError(f"{data}: has no dict.txt: give its directory with --data")
-    pieces = _tokenizer(args, data)
-    trained = load_trained_model(str(args.checkpoint), data)
+    pieces = _tokenizer(args, checkpoint, data)
+    trained = load_trained_model(str(checkpoint), data)
     if torch.cuda.is_available() and not args.cpu:
         trained.model.cuda()
     pooling = args.pooling or getattr(trained.cfg.criterion, "mirror_pooling", "mean")
     return SentenceEmbedder(trained, pieces, str(pooling)), str(pooling)
 
 
-def _tokenizer(args: argparse.Namespace, data: str) -> Callable[[str], List[str]]:
+def _tokenizer(args: argparse.Namespace, checkpoint: Path, data: str) -> Callable[[str], List[str]]:
     from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
 
     if args.tokenizer == "none":
         return str.split
     if args.tokenizer is not None:
         return load_tokenizer(Path(args.tokenizer))
-    for folder in (Path(data), args.checkpoint.parent):
+    for folder in (Path(data), checkpoint.parent):
         if (folder / FILE_NAME).is_file():
             return load_tokenizer(folder / FILE_NAME)
     raise CommandError(
@@ -128,23 +140,33 @@ def _tokenizer(args: argparse.Namespace, data: str) -> Callable[[str], List[str]
     )
 
 
+class _Result(NamedTuple):
+    checkpoint: Path
+    name: str
+    pooling: str
+    correlations: Dict[str, Correlation]
+
+
 def _evaluate(
-    args: argparse.Namespace, sets: Dict[str, List[Subset]], embed: SentenceEmbedder
-) -> Dict[str, Correlation]:
+    args: argparse.Namespace, sets: Dict[str, List[Subset]], checkpoint: Path, label: str
+) -> _Result:
     from fairseq_sam.analysis.sts import evaluate
 
     found = {}
-    with counting("set", args.checkpoint.stem, len(sets)) as after_each:
-        for name, subsets in sets.items():
-            found[name] = evaluate(subsets, embed)
-            after_each()
-    return found
+    with only_warnings():
+        embed, pooling = _embedder(args, checkpoint)
+        with counting("set", label, len(sets)) as after_each:
+            for name, subsets in sets.items():
+                found[name] = evaluate(subsets, embed)
+                after_each()
+    return _Result(checkpoint, label, pooling, found)
 
 
-def _print(args: argparse.Namespace, pooling: str, correlations: Dict[str, Correlation]) -> None:
+def _print(result: _Result) -> None:
     from fairseq_sam.analysis.sts import average
 
-    print(f"{args.checkpoint}: Spearman's correlation in per cent, {pooling} pooling")
+    checkpoint, _, pooling, correlations = result
+    print(f"{checkpoint}: Spearman's correlation in per cent, {pooling} pooling")
     print(f"{'':<10}{'pairs':>8}{'all':>8}{'mean':>8}{'weighted':>10}")
     for name, found in correlations.items():
         means = f"{found.mean:8.2f}{found.weighted_mean:10.2f}"
@@ -153,20 +175,17 @@ def _print(args: argparse.Namespace, pooling: str, correlations: Dict[str, Corre
         print(f"{'average':<10}{'':8}{average(correlations):8.2f}")
 
 
-def _figures(
-    args: argparse.Namespace, pooling: str, correlations: Dict[str, Correlation], missing: List[str]
-) -> Dict[str, Any]:
+def _figures(result: _Result) -> Dict[str, Any]:
     from fairseq_sam.analysis.sts import average
 
     sets = {
         name: {**found._asdict(), "subsets": dict(found.subsets)}
-        for name, found in correlations.items()
+        for name, found in result.correlations.items()
     }
     return {
-        "checkpoint": str(args.checkpoint),
-        "pooling": pooling,
-        "unit": "Spearman's correlation, per cent",
+        "checkpoint": str(result.checkpoint),
+        "name": result.name,
+        "pooling": result.pooling,
         "sets": sets,
-        "average": average(correlations),
-        "missing": missing,
+        "average": average(result.correlations),
     }

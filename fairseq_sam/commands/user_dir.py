@@ -5,6 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+_EPILOG = """\
+examples:
+  fairseq-sam user-dir
+  fairseq-train DATA --user-dir $(fairseq-sam user-dir) --optimizer ga_sam
+"""
+
 
 def package_dir() -> Path:
     """Returns the absolute path of the package, the value that ``--user-dir`` wants."""
@@ -18,7 +24,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "user-dir",
         help=text,
         description=text,
-        epilog="example: fairseq-train DATA --user-dir $(fairseq-sam user-dir) --optimizer ga_sam",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import torch
 from fairseq.criterions import register_criterion
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from fairseq.logging import metrics
 from torch import Tensor, nn
 
@@ -20,33 +21,31 @@ from fairseq_sam.criterions.contrastive import (
 )
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
+from fairseq_sam.flags.checked_fields import CheckedConfig, check, checked
+from fairseq_sam.flags.number_types import at_least_zero, positive, whole_number
 
 _Embed = Callable[..., Any]
 
 
 @dataclass
-class MirrorBertConfig(FairseqDataclass):
+class MirrorBertConfig(CheckedConfig):
     """Flags of ``--criterion mirror_bert``."""
 
-    mirror_temperature: float = field(
-        default=0.04, metadata={"help": "temperature of InfoNCE, above 0"}
-    )
+    mirror_temperature: float = checked(positive, 0.04, "temperature of InfoNCE, above 0")
     mirror_pooling: ChoiceEnum(POOLINGS) = field(  # type: ignore[valid-type]
         default="mean",
         metadata={"help": "sentence embedding: mean of all tokens, or the first token's"},
     )
-    mirror_span: int = field(
-        default=2,
-        metadata={
-            "help": "tokens masked in the second view, side by side; sentences of fewer than three "
-            "times as many stay whole; 0 for none"
-        },
+    mirror_span: int = checked(
+        whole_number(0),
+        2,
+        "tokens masked in the second view, side by side; sentences of fewer than three times as "
+        "many stay whole; 0 for none",
     )
-    mirror_noise: float = field(
-        default=0.0,
-        metadata={
-            "help": "uniform noise within plus and minus this on the second view's word embeddings"
-        },
+    mirror_noise: float = checked(
+        at_least_zero,
+        0.0,
+        "uniform noise within plus and minus this on the second view's word embeddings",
     )
     mirror_perturb: ChoiceEnum(["one", "both"]) = field(  # type: ignore[valid-type]
         default="one",
@@ -83,9 +82,12 @@ class MirrorBertCriterion(PerSentenceCriterion):
         mirror_perturb: str,
     ) -> None:
         super().__init__(task)
-        _check("temperature", mirror_temperature, "a number above 0", mirror_temperature > 0)
-        _check("span", mirror_span, "at least 0", mirror_span >= 0)
-        _check("noise", mirror_noise, "at least 0", mirror_noise >= 0)
+        given = Namespace(
+            mirror_temperature=mirror_temperature,
+            mirror_span=mirror_span,
+            mirror_noise=mirror_noise,
+        )
+        check(given, MirrorBertConfig)
         self.temperature = mirror_temperature
         self.pooling = str(mirror_pooling)
         self.span, self.noise = mirror_span, mirror_noise
@@ -188,11 +190,6 @@ def _noisy_embeddings(model: nn.Module, scale: float, first_row: int) -> Iterato
         yield
     finally:
         handle.remove()
-
-
-def _check(name: str, value: float, allowed: str, is_right: bool) -> None:
-    if not (is_right and math.isfinite(value)):
-        _stop(f"--mirror-{name}: {value} is not {allowed}")
 
 
 def _stop(reason: str) -> None:

@@ -80,7 +80,10 @@ def _is_fairseq(name: str, file: Optional[str]) -> bool:
     if name.partition(".")[0] in ("fairseq", "fairseq_cli"):
         return True
     # With --user-dir examples/data2vec a module's name says nothing of where it comes from.
-    return file is not None and os.path.realpath(file).startswith(_examples())
+    return file is not None and _real_path(file).startswith(_examples())
+
+
+_real_path = functools.lru_cache(maxsize=None)(os.path.realpath)  # of thousands of modules
 
 
 @functools.lru_cache(maxsize=None)

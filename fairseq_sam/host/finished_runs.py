@@ -3,6 +3,9 @@
 fairseq asks whether ``--max-update`` or ``--stop-time-hours`` is reached after each update only.  A
 run that was started again after its end, as scripts do that were killed between its last checkpoint
 and their own note of it, took one update more each time, and validated and saved its weights anew.
+
+How often validation has not improved, which ``--patience`` limits, is forgotten with the process: a
+run that had stopped early trained for as many epochs again.
 """
 
 import functools
@@ -12,10 +15,13 @@ import math
 import types
 from typing import Any, List, Optional, Tuple
 
-from .fairseq_modules import ModuleRepair
+from .fairseq_modules import ModuleRepair, ModuleView
 from .patching import uses_name
 
 logger = logging.getLogger(__name__)
+
+_KEY = "fairseq_sam_patience"
+"""Of a checkpoint's ``extra_state``."""
 
 
 def _trains_on(module: types.ModuleType) -> bool:
@@ -36,6 +42,8 @@ def _stop_at_the_end(module: types.ModuleType) -> None:
     that has ended is new: no loss, and that the loop is to stop.
     """
     original = vars(module)["train"]
+    stop_early = vars(module)["should_stop_early"]  # its attributes are fairseq's count
+    vars(module)["checkpoint_utils"] = _keeping_count(vars(module)["checkpoint_utils"], stop_early)
 
     @functools.wraps(original)
     def train(cfg: Any, trainer: Any, *args: Any) -> Tuple[List[Optional[float]], bool]:
@@ -43,13 +51,49 @@ def _stop_at_the_end(module: types.ModuleType) -> None:
         # The checkpoint's time and not the clock's, for all workers must come to the same answer.
         hours = getattr(trainer, "_previous_training_time", 0) / 3600
         limit = cfg.optimization.stop_time_hours
-        if trainer.get_num_updates() >= max_update or 0 < limit < hours:
+        patience = cfg.checkpoint.patience
+        waited = 0 < patience <= getattr(stop_early, "num_runs", 0)
+        if trainer.get_num_updates() >= max_update or 0 < limit < hours or waited:
             logger.info("the run has ended before: nothing is left to train")
             return [None], True
         epoch: Tuple[List[Optional[float]], bool] = original(cfg, trainer, *args)
         return epoch
 
     vars(module)["train"] = train
+
+
+def _keeping_count(checkpoint_utils: types.ModuleType, stop_early: Any) -> ModuleView:
+    """Returns the module with checkpoints that hold the best validation and the count since."""
+    original = checkpoint_utils.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Tuple[Any, Any]:
+        extra_state, iterator = original(cfg, trainer, **kwargs)
+        count = (extra_state or {}).get(_KEY)
+        reset = cfg.reset_optimizer or cfg.reset_meters or trainer.get_num_updates() == 0
+        if count is None or reset:
+            for name in ("best", "num_runs"):  # of another run in this process
+                vars(stop_early).pop(name, None)
+        else:
+            stop_early.best, stop_early.num_runs = count["best"], count["num_runs"]
+        if cfg.patience > 0:
+            _save_count(trainer, stop_early)
+        return extra_state, iterator
+
+    return ModuleView(checkpoint_utils, load_checkpoint=load_checkpoint)
+
+
+def _save_count(trainer: Any, stop_early: Any) -> None:
+    original = trainer.state_dict
+
+    def state_dict() -> Any:
+        state = original()
+        if hasattr(stop_early, "best"):
+            count = {"best": stop_early.best, "num_runs": stop_early.num_runs}
+            state["extra_state"][_KEY] = count
+        return state
+
+    trainer.state_dict = state_dict
 
 
 MODULE_REPAIRS = (ModuleRepair("a finished run is trained on", _trains_on, _stop_at_the_end),)

@@ -13,6 +13,8 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq.utils import safe_getattr
 from torch import Tensor, nn
 
+from fairseq_sam.flags.number_types import count, positive
+
 
 class PositionAndSegmentEmbedding(LearnedPositionalEmbedding):
     """Learned positions, to which the embedding of the token's segment is added.
@@ -67,13 +69,13 @@ class BertModel(RobertaModel):
         RobertaModel.add_args(parser)
         parser.add_argument(
             "--layer-norm-eps",
-            type=float,
+            type=positive,
             metavar="E",
             help="added to the variance in layer normalisation (default: 1e-12)",
         )
         parser.add_argument(
             "--num-segments",
-            type=int,
+            type=count,
             metavar="N",
             help="number of segment embeddings; 1 for none (default: 2)",
         )

@@ -3,32 +3,47 @@
 For fairseq's task ``sentence_prediction`` and its criterions.
 """
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Tuple
 
 import torch
 import torch.nn.functional as F
 from fairseq import utils
-from fairseq.dataclass import FairseqDataclass
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 
+from fairseq_sam.flags.checked_fields import CheckedConfig, check, checked
+from fairseq_sam.flags.number_types import count, share
+
+
+def _widths(text: str) -> str:
+    """Refuses what are not whole numbers above 0 with commas between them."""
+    try:
+        for width in text.split(","):
+            count(width)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be whole numbers above 0 with commas between them"
+        ) from None
+    return text
+
 
 @dataclass
-class TextCNNConfig(FairseqDataclass):
+class TextCNNConfig(CheckedConfig):
     """Kim's settings; those of GA-SAM's Appendix B.1 are 500, 500 and length 200."""
 
-    embed_dim: int = field(default=300, metadata={"help": "size of the word embeddings"})
+    embed_dim: int = checked(count, 300, "size of the word embeddings")
     embed_path: str = field(
         default="",
         metadata={
             "help": "word vectors to begin with: a first line, then lines of word and numbers"
         },
     )
-    feature_maps: int = field(default=100, metadata={"help": "feature maps of each window"})
-    windows: str = field(default="3,4,5", metadata={"help": "widths of the filters, in words"})
-    dropout: float = field(default=0.5, metadata={"help": "dropout before the classifier"})
-    max_positions: int = field(default=512, metadata={"help": "set by the task"})
+    feature_maps: int = checked(count, 100, "feature maps of each window")
+    windows: str = checked(_widths, "3,4,5", "widths of the filters, in words")
+    dropout: float = checked(share, 0.5, "dropout before the classifier")
+    max_positions: int = checked(count, 512, "set by the task")
 
 
 @register_model("textcnn", dataclass=TextCNNConfig)
@@ -78,7 +93,7 @@ class TextCNN(BaseFairseqModel):  # type: ignore[misc]
         Raises:
             SystemExit: with one line that names a flag, its value and what is allowed.
         """
-        _check(cfg)
+        check(cfg, TextCNNConfig)
         dictionary = task.source_dictionary
         embed_tokens = nn.Embedding(len(dictionary), cfg.embed_dim, dictionary.pad())
         nn.init.uniform_(embed_tokens.weight, -0.25, 0.25)
@@ -146,20 +161,3 @@ def _read_vectors(path: str, size: int) -> Dict[str, Tensor]:
                 f"--embed-dim wants {size}"
             )
     return vectors
-
-
-def _check(cfg: TextCNNConfig) -> None:
-    widths = cfg.windows.split(",")
-    if not all(width.isdigit() and int(width) > 0 for width in widths):
-        raise SystemExit(
-            f"error: argument --windows: {cfg.windows} is not allowed: it must be whole numbers "
-            "above 0 with commas between them"
-        )
-    for flag, value in (("--embed-dim", cfg.embed_dim), ("--feature-maps", cfg.feature_maps)):
-        if value < 1:
-            raise SystemExit(f"error: argument {flag}: {value} is not allowed: it must be above 0")
-    if not 0 <= cfg.dropout < 1:
-        raise SystemExit(
-            f"error: argument --dropout: {cfg.dropout} is not allowed: it must be at least 0 and "
-            "less than 1"
-        )

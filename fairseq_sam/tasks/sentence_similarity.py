@@ -20,26 +20,26 @@ from fairseq.data import (
     TruncateDataset,
     data_utils,
 )
-from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask, register_task
 from omegaconf import II, MISSING, OmegaConf, open_dict
 
+from fairseq_sam.flags.checked_fields import CheckedConfig, check, checked
+from fairseq_sam.flags.number_types import count, whole_number
+
 
 @dataclass
-class SentenceSimilarityConfig(FairseqDataclass):
+class SentenceSimilarityConfig(CheckedConfig):
     """Flags of the task."""
 
     data: str = field(
         default=MISSING, metadata={"help": "directory that fairseq-preprocess --only-source wrote"}
     )
-    max_positions: int = field(
-        default=512, metadata={"help": "positions of the model, special tokens included"}
+    max_positions: int = checked(count, 512, "positions of the model, special tokens included")
+    max_sentence_tokens: Optional[int] = checked(
+        whole_number(3),
+        None,
+        "cut sentences to so many tokens, special ones included (default: --max-positions)",
     )
-    max_sentence_tokens: Optional[int] = field(
-        default=None,
-        metadata={"help": "cut sentences to so many tokens, special ones included (default: "
-                  "--max-positions)"},
-    )  # fmt: skip
     seed: int = II("common.seed")
 
 
@@ -55,11 +55,12 @@ class SentenceSimilarityTask(FairseqTask):
     @classmethod
     def setup_task(cls, cfg: SentenceSimilarityConfig, **kwargs: Any) -> "SentenceSimilarityTask":
         """Reads ``dict.txt``."""
+        check(cfg, SentenceSimilarityConfig)
         longest = cfg.max_sentence_tokens
-        if longest is not None and not 3 <= longest <= cfg.max_positions:
+        if longest is not None and longest > cfg.max_positions:
             raise SystemExit(
-                f"error: argument --max-sentence-tokens: {longest} is not between 3 and "
-                f"--max-positions {cfg.max_positions}"
+                f"error: argument --max-sentence-tokens: {longest} is not allowed: it must be "
+                f"--max-positions, {cfg.max_positions}, at most"
             )
         return cls(cfg, Dictionary.load(os.path.join(cfg.data, "dict.txt")))
 

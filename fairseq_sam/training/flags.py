@@ -13,7 +13,8 @@ from typing import Any, Optional, Tuple
 
 from fairseq.criterions import CRITERION_REGISTRY
 
-from fairseq_sam.commands.number_types import (
+from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
+from fairseq_sam.flags.number_types import (
     at_least_zero,
     fraction,
     fraction_or_zero,
@@ -23,7 +24,6 @@ from fairseq_sam.commands.number_types import (
     share_of,
     whole_number,
 )
-from fairseq_sam.criterions import PerSentenceCriterion, per_sentence_name_of
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 from fairseq_sam.perturbation.direction import DIRECTIONS

@@ -1,19 +1,17 @@
 """What the programs that prepare corpora share."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Iterable
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.flags.number_types import count
 
 
 class CorpusError(Exception):
     """A corpus that cannot be used; the message is one line that names the file."""
-
-
-def count(text: str) -> int:
-    """Returns a whole number above 0, for argparse."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def add_limit_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,12 @@ import argparse
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.flags.number_types import num_workers
 
 _encoder: Any = None
 
@@ -34,7 +39,7 @@ def main() -> int:
     )
     parser.add_argument("--encoder-json", required=True, help="GPT-2's encoder.json")
     parser.add_argument("--vocab-bpe", required=True, help="GPT-2's vocab.bpe")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=num_workers, default=os.cpu_count() or 1)
     args = parser.parse_args()
     for path in (args.encoder_json, args.vocab_bpe):
         if not os.path.isfile(path):

@@ -23,8 +23,10 @@ import tarfile
 from pathlib import Path
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
-from corpus import CorpusError, add_limit_argument, count, write_lines
+from corpus import CorpusError, add_limit_argument, write_lines
 from moses_text import TextStyle, tokenize
+
+from fairseq_sam.flags.number_types import count, whole_number
 
 CLASSES = ("neg", "pos")
 FOLDS = 10
@@ -143,12 +145,6 @@ def sets_of(args: argparse.Namespace) -> Tuple[Dict[str, List[Example]], Callabl
     return sets, lambda text: clean_review(text, args.longest)
 
 
-def _from_1_to_10(text: str) -> int:
-    if not (text.isdigit() and 1 <= int(text) <= FOLDS):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a fold, 1 to {FOLDS}")
-    return int(text)
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Reads and writes."""
     parser = argparse.ArgumentParser(
@@ -156,7 +152,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     )
     parser.add_argument("--data", type=Path, required=True, help="folder, or IMDB's archive")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--fold", type=_from_1_to_10, help="MR: which of its ten folds")
+    parser.add_argument("--fold", type=whole_number(1, FOLDS), help="MR: which of its ten folds")
     parser.add_argument(
         "--longest", type=count, default=200, help="words of a review (default: 200)"
     )

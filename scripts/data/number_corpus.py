@@ -18,6 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.flags.number_types import count, seed
+
 Value = Tuple[Any, ...]
 SPLITS = ("train", "valid", "test")
 PEOPLE = ("Anna", "Paul", "Maria", "Jonas", "Linh", "Minh", "Clara", "Peter", "Laura", "David")
@@ -250,10 +254,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
     parser.add_argument("--pair", default="de-en", help="source-target (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="(default: %(default)s)")
     for split, size in zip(SPLITS, (1000, 300, 300)):
         parser.add_argument(
-            f"--{split}", type=int, default=size, metavar="N", help="pairs (default: %(default)s)"
+            f"--{split}", type=count, default=size, metavar="N", help="pairs (default: %(default)s)"
         )
     args = parser.parse_args()
     source, _, target = args.pair.partition("-")

@@ -25,6 +25,8 @@ from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, 
 from corpus import CorpusError
 from moses_text import TextStyle, tokenize
 
+from fairseq_sam.flags.number_types import count, num_workers
+
 Pair = Tuple[str, str]
 Languages = Tuple[str, str]
 
@@ -138,14 +140,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limit",
-        type=_positive,
+        type=count,
         nargs=2,
         metavar=("TRAIN", "OTHER"),
         help="only the first TRAIN training pairs and OTHER validation and test pairs",
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
+        type=num_workers,
         default=os.cpu_count() or 1,
         help="processes for tokenising (default: one per core)",
     )
@@ -213,12 +215,6 @@ def _read_split(root: Path, names: Sequence[str], languages: Languages) -> List[
 
 def _lower(pairs: Sequence[Pair]) -> List[Pair]:
     return [(source.lower(), target.lower()) for source, target in pairs]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

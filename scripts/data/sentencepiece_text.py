@@ -15,6 +15,10 @@ import sys
 from pathlib import Path
 from typing import Iterator, List
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.flags.number_types import count
+
 
 def learn(model: Path, size: int, inputs: List[Path]) -> None:
     """Learns a BPE model of ``size`` pieces; the file appears when it is whole."""
@@ -60,7 +64,7 @@ def main() -> int:
     parser.add_argument("action", choices=("learn", "encode"))
     parser.add_argument("inputs", nargs="*", type=Path, help="text to learn from")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=10000, help="pieces (default: %(default)s)")
+    parser.add_argument("--size", type=count, default=10000, help="pieces (default: %(default)s)")
     args = parser.parse_intermixed_args()
     if args.action == "learn":
         if not args.inputs:

@@ -17,6 +17,8 @@ from typing import List, Optional
 
 from corpus import CorpusError, write_lines
 
+from fairseq_sam.flags.number_types import count
+
 
 def read_sentences(data: Path) -> List[str]:
     """Returns the sentences of a file, or of a folder's files in the order of their names.
@@ -53,7 +55,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="a file, or a folder")
-    parser.add_argument("--limit", type=int, help="no more than the first so many sentences")
+    parser.add_argument("--limit", type=count, help="no more than the first so many sentences")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     args = parser.parse_args(argv)
     try:

@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from fairseq_sam.flags.number_types import count
+
 CLASSES = ("neg", "pos")
 
 
@@ -59,8 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="directory with pos and neg")
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
-    parser.add_argument("--train", type=int, default=4000, help="sentences (default: 4000)")
-    parser.add_argument("--valid", type=int, default=1000, help="sentences (default: 1000)")
+    parser.add_argument("--train", type=count, default=4000, help="sentences (default: 4000)")
+    parser.add_argument("--valid", type=count, default=1000, help="sentences (default: 1000)")
     args = parser.parse_args()
     sentences = {name: read_sentences(args.data, name) for name in CLASSES}
     train, valid = draw(sentences, (args.train, args.valid))

@@ -23,6 +23,8 @@ from typing import Iterator, List, Optional, Tuple
 
 from corpus import CorpusError
 
+from fairseq_sam.flags.number_types import count
+
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 FINAL = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
 
@@ -87,7 +89,11 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="directory of the corpus")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
     parser.add_argument(
-        "--limit", type=int, nargs=2, metavar=("TRAIN", "OTHER"), help="only so many of each split"
+        "--limit",
+        type=count,
+        nargs=2,
+        metavar=("TRAIN", "OTHER"),
+        help="only so many of each split",
     )
     args = parser.parse_args()
     try:

@@ -47,17 +47,17 @@ check_number() {
     fi
 }
 
-# check_real OPTION VALUE
-check_real() {
-    [[ "$2" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] ||
-        misuse "$1 $2: a number of at least 0 is wanted"
+# is_real VALUE [LEAST]: the limit is that of fairseq_sam/flags/number_types.py.
+is_real() {
+    [[ "$1" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ ]] || return 1
+    awk -v value="$1" -v least="${2:-0}" 'BEGIN { exit !(least + 0 <= value + 0 && value + 0 <= 1e6) }'
 }
 
+# check_real OPTION VALUE
+check_real() { is_real "$2" || misuse "$1 $2: a number of at least 0 is wanted (1e6 at most)"; }
+
 # check_positive OPTION VALUE
-check_positive() {
-    [[ "$2" =~ ^([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$ && "${2%%[eE]*}" =~ [1-9] ]] ||
-        misuse "$1 $2: a number above 0 is wanted"
-}
+check_positive() { is_real "$2" 1e-300 || misuse "$1 $2: a number above 0 is wanted (1e6 at most)"; }
 
 # check_choice OPTION VALUE "ALLOWED..."
 check_choice() {

@@ -23,6 +23,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 from translations import RESAMPLES, ScoringError, write_whole
 
+from fairseq_sam.flags.number_types import count
+
 Values = Any  # numpy arrays of one number an example
 
 
@@ -202,7 +204,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--subset", default="test", help="split (default: test)")
     parser.add_argument("--metrics", type=_metrics, default="accuracy", metavar="LIST")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
-    parser.add_argument("--max-tokens", type=int, default=4000, help="of a mini-batch")
+    parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
     parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
     args = parser.parse_args(argv)
     from fairseq_sam.trained_model import LoadError

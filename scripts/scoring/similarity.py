@@ -39,13 +39,13 @@ def score(figures: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 
 def read_figures(path: Path) -> Dict[str, Any]:
-    """Reads what ``fairseq-sam sts --json`` wrote.
+    """Reads what ``fairseq-sam sts --json`` wrote of one checkpoint.
 
     Raises:
         ScoringError: it did not write this.
     """
     try:
-        figures = json.loads(path.read_text(encoding="utf-8"))
+        (figures,) = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
         score(figures)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ScoringError(f"{path}: not a file of fairseq-sam sts --json") from None

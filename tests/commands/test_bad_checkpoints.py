@@ -1,6 +1,7 @@
 """What every command that takes checkpoints and data says of those that it cannot use."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Callable, List
 
@@ -71,13 +72,32 @@ def test_code(error_of: Any, checkpoint: str, corpus: Path, tmp_path: Path) -> N
 
 def test_no_data(error_of: Any, checkpoint: str, tmp_path: Path) -> None:
     assert "absent: no such" in error_of(tmp_path / "absent", checkpoint)
-    assert "does not fit" in error_of(tmp_path, checkpoint)
+    assert "there is no dict.de.txt but no dictionary at all" in error_of(tmp_path, checkpoint)
 
 
 def test_data_of_another_dictionary(error_of: Any, checkpoint: str, other_data: Path) -> None:
     error = error_of(other_data, checkpoint)
     assert "does not fit" in error
-    assert "size mismatch" in error
+    assert "its dictionary makes 8 embeddings, the model has 24 in encoder.embed_tokens" in error
+
+
+def test_data_of_another_language_pair(
+    error_of: Any, checkpoint: str, corpus: Path, tmp_path: Path
+) -> None:
+    for path in corpus.iterdir():
+        shutil.copy(path, tmp_path / path.name.replace("de", "fr"))
+    error = error_of(tmp_path, checkpoint)
+    assert f"{tmp_path}: does not fit {checkpoint} (the model was trained from de to en, " in error
+    assert "there is no dict.de.txt but dict.en.txt, dict.fr.txt)" in error
+
+
+def test_a_dictionary_is_missing(
+    error_of: Any, checkpoint: str, corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus, tmp_path / "data")
+    (tmp_path / "data" / "dict.en.txt").unlink()
+    error = error_of(tmp_path / "data", checkpoint)
+    assert "there is no dict.en.txt but dict.de.txt)" in error
 
 
 def test_no_such_subset(error_of: Any, checkpoint: str, corpus: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import sacrebleu
 import torch
 
-from fairseq_sam.commands import checkpoint_names, main, number_types, robustness
+from fairseq_sam.commands import checkpoint_names, main, robustness
 from fairseq_sam.evaluation_data import mini_batches
+from fairseq_sam.flags import number_types
 from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 from fairseq_sam.task_scores import BLEU, bleu_overrides, task_scores
 from fairseq_sam.trained_model import build_criterion, load_trained_model

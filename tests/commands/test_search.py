@@ -15,6 +15,7 @@ from fairseq_sam.search import command_check, runner
 from fairseq_sam.search.files import locked
 from fairseq_sam.search.slots import gpu_slots
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
+from tests.scripts.script_runs import compare_after_kills
 from tests.search.made_trainer import write_checkpoint
 
 OPTIMUM = 3e-3
@@ -173,8 +174,8 @@ def alive(number):
     return not (stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
-def searching(out, *flags):
-    """Starts a search in a process of its own."""
+def searching_command(out, *flags):
+    """Returns the command line of a search with the made trainer."""
     program = (
         # A shell that starts the tests in the background has them ignore Ctrl-C.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
@@ -184,8 +185,13 @@ def searching(out, *flags):
         f"runner.TRAINER = (sys.executable, '-S', {str(MADE)!r}); runner.POLL_SECONDS = 0.02;"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", program, "search", "--out", str(out), "--", *TRAIN, *flags]
+    return [sys.executable, "-c", program, "search", "--out", str(out), "--", *TRAIN, *flags]
+
+
+def searching(out, *flags):
+    """Starts a search in a process of its own."""
     pipe = subprocess.PIPE
+    command = searching_command(out, *flags)
     return subprocess.Popen(command, cwd=ROOT, text=True, stdout=pipe, stderr=pipe)
 
 
@@ -234,6 +240,16 @@ class TestGoesOn:
         assert search(tmp_path, *flags) == 1
         assert f"{tmp_path}: a search is at work there" in capsys.readouterr().err
         os.kill(left, signal.SIGKILL)
+
+    @pytest.mark.slow
+    def test_after_thirty_kills_at_random(self, tmp_path):
+        flags = ["--pause", "0.05"]
+
+        def result_of(out):
+            runs = {path.parent.name: path.read_text() for path in out.glob("*/result.json")}
+            return (out / "search.md").read_text(), runs
+
+        compare_after_kills(lambda out: searching_command(out, *flags), tmp_path, 30, result_of)
 
     def test_after_a_failure(self, tmp_path, capsys):
         out = tmp_path / "out"

@@ -9,7 +9,8 @@ from typing import Any, Callable, Dict
 import numpy as np
 import pytest
 
-from fairseq_sam.commands import main, number_types
+from fairseq_sam.commands import main
+from fairseq_sam.flags import number_types
 from tests.conftest import REAL_DATA
 from tests.idx_files import write_idx, write_mnist
 

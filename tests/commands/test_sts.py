@@ -71,8 +71,9 @@ class TestFigures:
         assert sts(folder, checkpoint, "--tokenizer", "none", "--json", written) == 0
         captured = capsys.readouterr()
         figures = json.loads(written.read_text())
-        assert figures["pooling"] == "mean"
         assert figures["missing"] == []
+        (figures,) = figures["checkpoints"]
+        assert figures["pooling"] == "mean"
         row = next(line.split() for line in captured.out.splitlines() if "STS12" in line)
         found = figures["sets"]["STS12"]
         assert row[1] == str(found["num_pairs"]) == "13"
@@ -96,8 +97,29 @@ class TestFigures:
         rows = [embedding(sentence) for sentence in SENTENCES]
         cosines = [float(F.cosine_similarity(a, b, dim=0)) for a, b in zip(rows, rows[1:])]
         expected = 100 * spearmanr(cosines, range(len(cosines)))[0]
-        found = json.loads(written.read_text())["sets"]["STS12"]["subsets"]["MSRpar"]
+        (figures,) = json.loads(written.read_text())["checkpoints"]
+        found = figures["sets"]["STS12"]["subsets"]["MSRpar"]
         assert found == pytest.approx(expected)
+
+    def test_several_checkpoints(self, checkpoint: Path, folder: Path, capsys: Any) -> None:
+        pytest.importorskip("matplotlib")
+        other = folder / "other.pt"
+        state = torch.load(checkpoint, weights_only=False)
+        for name, weights in state["model"].items():
+            if name.endswith("fc1.weight"):
+                weights.mul_(3)
+        torch.save(state, other)
+        flags = ["--tokenizer", "none", "--data", checkpoint.parent, "--json", folder / "all.json"]
+        assert sts(folder, checkpoint, other, *flags, "--plot", folder / "sts.png") == 0
+        tables = capsys.readouterr().out
+        assert (folder / "sts.png").stat().st_size > 5000
+        both = json.loads((folder / "all.json").read_text())["checkpoints"]
+        assert both[0]["sets"] != both[1]["sets"]
+        for path, found in zip((checkpoint, other), both):
+            assert sts(folder, path, *flags) == 0
+            (alone,) = json.loads((folder / "all.json").read_text())["checkpoints"]
+            assert {**alone, "name": found["name"]} == found
+            assert capsys.readouterr().out in tables
 
     def test_missing_sets_are_said(self, checkpoint: Path, tmp_path: Path, capsys: Any) -> None:
         pairs = [["1", "a", "the"], ["2", "a", "man"]]

@@ -146,10 +146,10 @@ class TestViews:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"temperature": 0.0}, "--mirror-temperature: 0.0 is not a number above 0"),
+        ({"temperature": 0.0}, "--mirror-temperature: 0.0 is not allowed: .* above 0"),
         ({"temperature": float("nan")}, "--mirror-temperature: nan"),
-        ({"span": -1}, "--mirror-span: -1 is not at least 0"),
-        ({"noise": -0.1}, "--mirror-noise: -0.1 is not at least 0"),
+        ({"span": -1}, "--mirror-span: -1 is not allowed: .* 0 or more"),
+        ({"noise": -0.1}, "--mirror-noise: -0.1 is not allowed: .* 0 or more"),
     ],
 )
 def test_flags_out_of_range(settings: Dict[str, Any], said: str) -> None:

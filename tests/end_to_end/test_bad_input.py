@@ -64,6 +64,8 @@ BAD = [
     ("--momentum 0.5", ["--momentum"]),
     ("--base-optimizer composite", ["--base-optimizer", "composite", "fairseq-hydra-train"]),
     ("--criterion r_drop_cross_entropy --r-drop-alpha -1", ["--r-drop-alpha", "-1"]),
+    ("--criterion r_drop_cross_entropy --r-drop-alpha 1_0", ["--r-drop-alpha", "1_0", NUMBER]),
+    ("--criterion smart_cross_entropy --smart-steps ٣", ["--smart-steps", "٣", "whole number"]),
     (
         "--criterion smart_cross_entropy --smart-mu 1",
         ["--smart-mu", "1", "--store-ema"],

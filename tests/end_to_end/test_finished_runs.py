@@ -21,6 +21,46 @@ def test_nothing_is_trained_or_written(fairseq_train, tmp_path, end, optimizer):
     assert first.updates() == (3 if "update" in end else 1)
 
 
+WORSE = "--lr 0 --max-epoch 9 --save-interval 1 --patience"  # the loss stays: no epoch is better
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sam"])
+def test_patience_is_not_forgotten(fairseq_train, tmp_path, optimizer):
+    flags = (f"--optimizer {optimizer}", WORSE)
+    first = fairseq_train(*flags, "2", save_dir=tmp_path / "run", validate=True)
+    assert len(first.records["valid"]) == 3
+    content = {path.name: path.read_bytes() for path in first.save_dir.iterdir()}
+    for _ in range(2):
+        again = fairseq_train(*flags, "2", save_dir=tmp_path / "run", validate=True)
+        assert "train_inner" not in again.records
+        assert "the run has ended before" in again.output
+        assert {path.name: path.read_bytes() for path in first.save_dir.iterdir()} == content
+    more = fairseq_train(*flags, "4", save_dir=tmp_path / "run", validate=True)
+    assert len(more.records["valid"]) == 2
+
+
+def test_an_interrupted_run_waits_as_long_as_another(fairseq_train, tmp_path):
+    begun = WORSE.replace("9", "2")
+    fairseq_train("--optimizer sam", begun, "3", save_dir=tmp_path / "run", validate=True)
+    rest = fairseq_train("--optimizer sam", WORSE, "3", save_dir=tmp_path / "run", validate=True)
+    assert len(rest.records["valid"]) == 2
+    whole = fairseq_train("--optimizer sam", WORSE, "3", validate=True)
+    assert len(whole.records["valid"]) == 4
+    whole.assert_same_training(rest)
+
+
+@pytest.mark.parametrize("flag", ["--reset-meters", "--reset-optimizer", "finetune"])
+def test_a_new_beginning_has_patience_anew(fairseq_train, tmp_path, flag):
+    first = fairseq_train("--optimizer sam", WORSE, "1", save_dir=tmp_path / "run", validate=True)
+    assert len(first.records["valid"]) == 2
+    last = first.save_dir / "checkpoint_last.pt"
+    begin = (
+        ("--finetune-from-model", last) if flag == "finetune" else (flag, "--restore-file", last)
+    )
+    again = fairseq_train("--optimizer sam", WORSE, "1", *begin, validate=True)
+    assert len(again.records["valid"]) == 2
+
+
 def test_a_later_end_is_trained_to(fairseq_train, tmp_path):
     flags = ("--optimizer sam", "--max-epoch 5")
     whole = fairseq_train(*flags, "--max-update 8")

@@ -144,4 +144,6 @@ def test_sentences_are_cut(fairseq_train: Any, task: Any) -> None:
     assert run.updates() == 3
     with pytest.raises(SystemExit) as error:
         fairseq_train("--optimizer adam --max-sentence-tokens 17", THREE, task=task)
-    assert "--max-sentence-tokens: 17 is not between 3 and --max-positions 16" in str(error.value)
+    assert "--max-sentence-tokens: 17 is not allowed: it must be --max-positions, 16, at" in str(
+        error.value
+    )

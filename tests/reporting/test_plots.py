@@ -17,6 +17,7 @@ from fairseq_sam.reporting import (
     risk_plot,
     robustness_plot,
     spectrum_plot,
+    sts_plot,
 )
 from fairseq_sam.reporting.runs import Run
 from fairseq_sam.reporting.train_log import EpochLog
@@ -335,3 +336,18 @@ def test_risk(drawn, tmp_path):
     assert [c.lines[0].get_color() for c in differences.containers] == colours[::2]
     assert [label.get_text() for label in losses.get_yticklabels()] == ["adam", "sam"]
     assert differences.get_xlim()[0] == 0
+
+
+def test_textual_similarity_has_a_marker_a_checkpoint_in_each_column(tmp_path, drawn):
+    checkpoints = [
+        {"name": name, "sets": {"STS12": {"all": 60.0}, "SICK-R": {"all": value}}, "average": 61.0}
+        for name, value in (("adam", 62.0), ("sam", None))
+    ]
+    figure = drawn(sts_plot.write_sts_plot, {"checkpoints": checkpoints}, tmp_path / "plot.png")
+    (axis,) = figure.axes
+    adam, sam = axis.lines
+    assert list(adam.get_ydata()) == [60.0, 62.0, 61.0]
+    assert math.isnan(sam.get_ydata()[1])
+    assert all(one < other for one, other in zip(adam.get_xdata(), sam.get_xdata()))
+    labels = [label.get_text() for label in axis.get_xticklabels()]
+    assert labels == ["STS12", "SICK-R", "average"]

@@ -62,7 +62,7 @@ def test_mr(tmp_path, files, message):
 @pytest.mark.parametrize("script", ["labelled_text.py", "glue_task.py"])
 def test_limits_are_above_zero(tmp_path, script):
     result = prepare(script, "--data", tmp_path, "--out", tmp_path, "--limit", -5, 3)
-    assert_refused(result, "--limit", "'-5' is not a whole number above 0", status=2)
+    assert_refused(result, "--limit", "-5 is not allowed: it must be a whole number", status=2)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_small(tmp_path):
     folder = out / "runs" / "baseline" / "seed1"
     assert not (folder / "checkpoints").exists()
     scores = {r["name"]: r["score"] for r in json.loads((folder / "scores.json").read_text())}
-    figures = json.loads((folder / "sts.json").read_text())
+    (figures,) = json.loads((folder / "sts.json").read_text())["checkpoints"]
     assert len(figures["sets"]) == 7
     mean = sum(found["all"] or 0 for found in figures["sets"].values()) / 7
     assert scores["STS average"] == pytest.approx(mean)

@@ -9,7 +9,17 @@ import pytest
 from fairseq_sam.commands import main
 from tests.conftest import REAL_DATA
 from tests.scripts.made_text import write_side
-from tests.scripts.script_runs import BASH, dry_run, flags, needs_text_packages, run, trainings
+from tests.scripts.script_runs import (
+    BASH,
+    command,
+    compare_after_kills,
+    dry_run,
+    flags,
+    needs_text_packages,
+    predictions_of,
+    run,
+    trainings,
+)
 
 pytestmark = [pytest.mark.skipif(BASH is None, reason="there is no bash")]
 
@@ -253,6 +263,17 @@ def test_textcnn_small(tmp_path):
     table = (out / "report.md").read_text()
     assert re.search(r"\| baseline \| 1 \| \d+\.\d\d \| 84\.42 ± 0\.12 \|", table)
     assert re.search(r"\| ga_sam \| 1 \| \d+\.\d\d \| 86\.11 ± 0\.22 \| [01]\.\d+", table)
+
+
+@pytest.mark.slow
+@needs_text_packages
+def test_ten_kills_at_random(tmp_path):
+    data = reviews(tmp_path / "aclImdb")
+    options = ["--small", "--data", data, "--seeds", 1, "--epochs", 2, "--parallel", 2]
+    options += ["--methods", "baseline,ga_sam", "--extra", "--max-update 8"]
+    compare_after_kills(
+        lambda out: command("textcnn_imdb", *options, "--out", out), tmp_path, 10, predictions_of
+    )
 
 
 @pytest.mark.slow

@@ -1,15 +1,14 @@
 """The quickstart from end to end on a corpus of a few sentences, its manners, and its parts."""
 
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.scripts.script_runs import command, compare_after_kills, predictions_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "quickstart.sh"
@@ -117,6 +116,10 @@ class TestManners:
             ["--optimizer", "adam"],
             ["--rho", "-1"],
             ["--rho", "nan"],
+            ["--rho", "1e400"],
+            ["--rho", "1_0"],
+            ["--lr", "2e6"],
+            ["--epochs", "٣"],
             ["--epochs", "0"],
             ["--epochs", "4", "--start-epoch", "5"],
             ["--steps", "0"],
@@ -197,26 +200,10 @@ class TestEndToEnd:
         assert result.returncode == 2
         assert "rho=0.5" in result.stdout
 
-    @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups on this system")
-    def test_killed_while_training_and_run_again(self, tmp_path, small_options):
-        out = tmp_path / "out"
-        log = out / "runs/ga_sam/train.log"
-        command = [BASH, str(SCRIPT), "--no-install", "--python", sys.executable]
-        process = subprocess.Popen(
-            [*command, *map(str, small_options)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
+    def test_ten_kills_at_random(self, tmp_path, small_options):
+        compare_after_kills(
+            lambda out: command("quickstart", *small_options, "--out", out),
+            tmp_path,
+            10,
+            predictions_of,
         )
-        deadline = time.time() + 600
-        while '"epoch": 2, "train_loss"' not in (log.read_text() if log.exists() else ""):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.time() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        assert not (out / ".done" / "train.ga_sam").exists()
-        result = quickstart(*small_options)
-        assert result.returncode == 0, result.stdout
-        assert "Training epochs 2 to 3 with adam: done before" in result.stdout
-        assert (out / "report.md").exists()

@@ -8,7 +8,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -30,9 +29,12 @@ from tests.scripts.script_runs import (
     BASH,
     ROOT,
     command,
+    compare_after_kills,
     dry_run,
     flags,
+    kill_session,
     needs_text_packages,
+    predictions_of,
     run,
     trainings,
 )
@@ -231,6 +233,9 @@ class TestManners:
         [
             (["--methods", "adamw"], "--methods adamw: choose from"),
             (["--methods", "sam@x"], "--methods sam@x: the radius x: a number above 0"),
+            (["--methods", "sam@1e400"], "sam@1e400: the radius 1e400: a number above 0"),
+            (["--methods", "sam@1e-400"], "sam@1e-400: the radius 1e-400: a number above 0"),
+            (["--methods", "sam@٣"], "sam@٣: the radius ٣: a number above 0"),
             (["--methods", "baseline@1"], "baseline has no radius"),
             (["--seeds", "1,b"], "--seeds b: a whole number"),
             (["--seeds", ","], "--seeds: at least one"),
@@ -373,19 +378,6 @@ def weights(out, run_name):
     return trained(torch.load(path, weights_only=False)["model"])
 
 
-def kill_session(process):
-    """Kills the script and all it started, as a machine that goes down does."""
-    process.send_signal(signal.SIGKILL)
-    listed = subprocess.run(["ps", "-eo", "pid,sess"], capture_output=True, text=True).stdout
-    for pid, session in (line.split() for line in listed.splitlines()[1:]):
-        if session == str(process.pid):
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-    process.wait()
-
-
 @needs_text_packages
 class TestDeEn:
     @pytest.fixture(scope="class")
@@ -508,6 +500,14 @@ class TestDeEn:
         listed = subprocess.run(["ps", "-eo", "sess,args"], capture_output=True, text=True).stdout
         left = [line for line in listed.splitlines() if line.split()[:1] == [str(process.pid)]]
         assert [line for line in left if "defunct" not in line] == []
+
+
+@pytest.mark.slow
+@needs_text_packages
+def test_ten_kills_at_random(tmp_path):
+    compare_after_kills(
+        lambda out: command(*small_de_en(tmp_path, out)), tmp_path, 10, predictions_of
+    )
 
 
 def cut(source, target, count):

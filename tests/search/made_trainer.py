@@ -57,7 +57,7 @@ def parse():
         "maximize-best-checkpoint-metric",
     ):
         parser.add_argument(f"--{flag}", action="store_true")
-    return parser.parse_args()
+    return parser.parse_known_args()[0]
 
 
 def main():

@@ -27,6 +27,7 @@ from fairseq_sam.criterions.regularisers import settings
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
 from fairseq_sam.criterions.regularisers.methods import ASCENDING, METHODS, Passes
+from fairseq_sam.flags.checked_fields import check
 from fairseq_sam.training.moving_average import MovingAverage, moving_average
 
 LN2 = 0.6931471805599453
@@ -86,7 +87,7 @@ class RegularisedCriterion(PerSentenceCriterion):
     @classmethod
     def build_criterion(cls, cfg: Any, task: Any) -> Any:
         """Builds the criterion, after a look at its flags."""
-        settings.check(cfg)
+        check(cfg, _CONFIGS[cls.regulariser])
         run = cfg._get_parent() if isinstance(cfg, DictConfig) else None
         if getattr(cfg, "smart_mu", 0.0) > 0 and run is not None and not run.ema.store_ema:
             _refuse_without_average(cfg)

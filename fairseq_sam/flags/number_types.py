@@ -17,6 +17,7 @@ LARGEST_RADIUS = 1e6
 MOST_STEPS = 1000
 MOST_POINTS = 1000
 MOST_DRAWS = 100_000
+MOST_WORKERS = 4096
 LARGEST_SEED = 2**32 - 1
 """What numpy takes."""
 
@@ -74,6 +75,18 @@ def positive(text: str) -> float:
         raise ArgumentTypeError(
             f"{text} is not allowed: it must be a finite number above 0 (1e6 at most)"
         )
+    return value
+
+
+def share(text: str) -> float:
+    """Converts a number from 0 to 1, without 1 itself.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    value = _finite(text)
+    if not 0 <= value < 1:
+        raise ArgumentTypeError(f"{text} is not allowed: it must be at least 0 and less than 1")
     return value
 
 
@@ -197,5 +210,7 @@ num_points = whole_number(2, MOST_POINTS)
 """Points of an axis."""
 num_draws = whole_number(1, MOST_DRAWS)
 """Random draws to average over."""
+num_workers = whole_number(1, MOST_WORKERS)
+"""Processes."""
 seed = whole_number(0, LARGEST_SEED)
 """A seed of random numbers."""
