@@ -2,6 +2,7 @@
 
 The parts are scale, granularity, norm, direction, risk and weighting of sentences (GA-SAM §2; δ-SAM
 §3), and whether the radius is a number or a share of the loss.
+docs/how_it_works.md has their equations, docs/methods.md a card for each method.
 A method is data, not code: :class:`PerturbationSettings` names the parts, :data:`METHODS` names
 the published combinations. Everything else in this package reads these settings.
 """
