@@ -69,6 +69,9 @@ REPRODUCE = [
 
 BENCHMARK = ["pytorch_optimizer>=2.12"]
 
+# The site, with the reference from docstrings: mkdocs serve.
+DOCS = ["mkdocs>=1.5,<2", "mkdocstrings[python]>=0.24"]
+
 TEST = [
     *BENCHMARK,
     *REPRODUCE,
@@ -89,8 +92,8 @@ DEV = [
 setup(
     name="fairseq_sam",
     version=read_version(),
-    description="Sharpness-aware training for any fairseq run: SAM, ASAM, Layer-SAM, "
-    "Multi-step Defense, GA-SAM and delta-SAM as optimizers",
+    description="Sharpness-aware training for any fairseq run: SAM, ASAM, Layer-SAM, Multi-step "
+    "Defense, GA-SAM, delta-SAM, functional SAM and more as optimizers",
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     author="the fairseq_sam authors",
@@ -105,6 +108,7 @@ setup(
         "convert": CONVERT,
         "reproduce": REPRODUCE,
         "benchmark": BENCHMARK,
+        "docs": DOCS,
         "test": TEST,
         "dev": DEV,
     },

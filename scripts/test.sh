@@ -8,7 +8,8 @@ usage() {
     cat <<'EOF'
 Usage: bash scripts/test.sh [OPTIONS] [-- PYTEST-ARGUMENTS]
 
-Makes the environment if it is missing, then runs: format, lint, types, shell, tests.
+Makes the environment if it is missing, then runs: format, lint, types, shell, docs, tests.
+(docs builds the site strictly, where mkdocs is installed: pip install ".[docs]".)
 All checks run even if one fails; the exit status is 1 if any did, and 2 for a wrong command line.
 
 Options:
@@ -29,7 +30,7 @@ Examples:
 EOF
 }
 
-CHECKS="format lint types shell tests"
+CHECKS="format lint types shell docs tests"
 WORKERS=""
 INSTALL=1
 FIX=0
@@ -71,10 +72,10 @@ while (($#)); do
     shift
 done
 
-[[ -n "${CHECKS// /}" ]] || misuse "--only needs at least one of: format lint types shell tests"
+[[ -n "${CHECKS// /}" ]] || misuse "--only needs at least one of: format lint types shell docs tests"
 for check in $CHECKS; do
-    [[ " format lint types shell tests " == *" $check "* ]] ||
-        misuse "--only: unknown check $check (there are: format lint types shell tests)"
+    [[ " format lint types shell docs tests " == *" $check "* ]] ||
+        misuse "--only: unknown check $check (there are: format lint types shell docs tests)"
 done
 [[ -z "$WORKERS" || "$WORKERS" =~ ^[0-9]+$ ]] || misuse "--workers $WORKERS: not a number of processes"
 
@@ -82,6 +83,14 @@ check_format() { "$PYTHON" -m ruff format --check .; }
 check_lint() { "$PYTHON" -m ruff check .; }
 check_types() { "$PYTHON" -m mypy; }
 check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run; }
+
+check_docs() {
+    if "$PYTHON" -c 'import mkdocs, mkdocstrings' 2>/dev/null; then
+        "$PYTHON" -m mkdocs build --quiet --strict
+    else
+        note "mkdocs is not installed: nothing was built"
+    fi
+}
 
 check_tests() {
     local cores workers="$WORKERS"

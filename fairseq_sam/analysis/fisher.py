@@ -24,7 +24,7 @@ _CHUNK = 8  # gradients that pass by the held ones at a time
 
 
 def rows_in_memory(size: int, itemsize: int, memory: Optional[int]) -> int:
-    """Returns how many gradients half of some memory (bytes) holds beside those passing by."""
+    """Returns how many gradients half of some memory (bytes) holds, less those passing by."""
     if memory is None:
         return _UNKNOWN
     return max(1, memory // 2 // (size * itemsize) - _CHUNK)

@@ -1,8 +1,8 @@
 """How strong the gradient is, tensor by tensor and layer by layer, and what the scales make of it.
 
 Training sees the gradients of mini-batches, so the norm of a tensor here is the root mean square
-over mini-batches of ‖∇_i L_b‖₂, L_b the mean loss of mini-batch b (GA-SAM Figs. 4 and 5). Beside it
-stands ‖∇_i L‖₂ of the whole data set's mean loss, in which the noise of mini-batches cancels.
+over mini-batches of ‖∇_i L_b‖₂, L_b the mean loss of mini-batch b (GA-SAM Figs. 4 and 5). The other
+norm is ‖∇_i L‖₂ of the whole data set's mean loss, in which the noise of mini-batches cancels.
 
 Imports nothing of fairseq.
 """

@@ -29,8 +29,8 @@ def largest_eigenvalues(
         start: the first vector, of any length; shape [n].
         count: k.
         tolerance: an eigenvalue has converged when ‖Av − λv‖ ≤ tolerance · |λ|.
-        vectors: m, how many vectors the basis holds (one more is kept beside it); k < m < n.
-        max_products: give up after so many.
+        vectors: m, how many vectors the basis holds (one more is kept in addition); k < m < n.
+        max_products: stop after so many.
     """
     basis = np.empty((vectors + 1, start.size), start.dtype)
     basis[0] = start / np.linalg.norm(start)

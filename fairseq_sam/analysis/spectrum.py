@@ -22,7 +22,7 @@ from fairseq_sam.analysis.restarted_lanczos import largest_eigenvalues
 
 Product = Callable[[np.ndarray], np.ndarray]
 
-_EXTRA_VECTORS = 5  # what a Lanczos iteration holds beside its basis
+_EXTRA_VECTORS = 5  # what a Lanczos iteration holds in addition to its basis
 _MOST_ENTRIES = 2**31 - 1  # of a basis that ARPACK in scipy can address
 _MOST_PRODUCTS = 1000  # for each eigenvalue; ARPACK counts restarts
 

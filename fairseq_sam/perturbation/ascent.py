@@ -16,15 +16,16 @@ For a gradient g and a step size η the step is
 
     p = 2:  u = η T² g / ‖T g‖₂          p = ∞:  u = η T sgn(g)
 
-and to first order a step of length ρ raises the loss by ρ ‖T g‖_q, q being dual to p (2 to 2, 1 to
+that is u = c ⊙ v with a direction v (g or sgn g) and one coefficient c per group. Norms run over
+all perturbed weights together. A group with T = 0 stays where it is.
+
+To first order a step of length ρ raises the loss by ρ ‖T g‖_q, q being dual to p (2 to 2, 1 to
 ∞). A radius given as a share σ of the loss L is the one at which that rise is σ L:
 
     ρ = σ L / ‖T g‖_q
 
-which means the same for every scale, norm, loss reduction, batch size and model.
-
-that is u = c ⊙ v with a direction v (g or sgn g) and one coefficient c per group. Norms run over
-all perturbed weights together. A group with T = 0 stays where it is.
+which means the same for every scale, norm, loss reduction, batch size and model (docs/radius.md).
+docs/how_it_works.md has all equations on one page.
 
 Quantities per group are kept in *blocks*: one flat tensor for ``filter``, ``layer`` and ``model``,
 so that the arithmetic on them is a handful of operations however many tensors the model has, and

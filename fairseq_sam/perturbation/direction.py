@@ -11,7 +11,8 @@ random    a normal vector with the norm of g in each group of T: a control
 ========  ===================================================================================
 
 Whatever it is takes the place of the gradient in all that follows: T, the step, the radius, the
-projection. (Of F-SAM the published code averages g − d; the paper, as here, averages g.)
+projection. (Of F-SAM the published code averages g − d; the paper, as here, averages g.) What is
+known of each: docs/methods.md.
 """
 
 from dataclasses import dataclass

@@ -7,7 +7,7 @@ J-SAM, Baek et al. 2024):
     J(w + a)ᵀ u,   u = ∂ℓ/∂F at w
 
 so that flatness of the function counts, and not how sure the outputs are. It is the gradient of
-S(w + a) = ⟨u, F(w + a)⟩ with u constant.
+S(w + a) = ⟨u, F(w + a)⟩ with u constant. Where it stands among the risks: docs/how_it_works.md.
 """
 
 import contextlib

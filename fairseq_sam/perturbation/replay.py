@@ -3,7 +3,7 @@
 A sharpness-aware step runs a training step several times. What a pass leaves behind (the random
 numbers it drew, running statistics, counters, memories of the batch before, weights that a hook
 wrote) must not be what the next pass begins with, and after the step must be what a single pass at
-w would have left. :class:`Replay` notes it, and puts it back.
+w would have left. :class:`Replay` notes it, and puts it back (docs/how_it_works.md, "The replay").
 """
 
 import contextlib

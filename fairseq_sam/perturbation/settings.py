@@ -2,6 +2,7 @@
 
 The parts are scale, granularity, norm, direction, risk and weighting of sentences (GA-SAM §2; δ-SAM
 §3), and whether the radius is a number or a share of the loss.
+docs/how_it_works.md has their equations, docs/methods.md a card for each method.
 A method is data, not code: :class:`PerturbationSettings` names the parts, :data:`METHODS` names
 the published combinations. Everything else in this package reads these settings.
 """
@@ -195,7 +196,8 @@ METHODS: Dict[str, PerturbationSettings] = {
     "ga_sam": PerturbationSettings(
         rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
     ),
-    # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for most GLUE tasks of the draft.
+    # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for three of the eight GLUE
+    # tasks of the draft with BERT.
     "delta_sam": PerturbationSettings(rho=0.01, weighting="published"),
     "per_instance_sam": PerturbationSettings(rho=0.01, per_instance=True),
     # Singh et al. 2025, with SAM's radius.

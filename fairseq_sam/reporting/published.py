@@ -1,4 +1,4 @@
-"""The papers' results, to be shown beside measured ones."""
+"""The papers' results, to be shown next to measured ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The adversarial risk of checkpoints: a dot a checkpoint, losses beside their differences."""
+"""The adversarial risk of checkpoints: a dot a checkpoint, losses and their differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of the analytic trials: GA-SAM's Figures 1 and 2 beside each other."""
+"""The figure of the analytic trials: GA-SAM's Figures 1 and 2 side by side."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def markdown_table(
         runs: in the order of the rows.
         group_by: as for :func:`~fairseq_sam.reporting.runs.group_runs`. Runs of a group share a
             row: mean ± sample standard deviation, and the median of p-values.
-        published: a paper's results, shown beside each metric and run that it has, and only there.
+        published: a paper's results, shown next to each metric and run that it has, and only there.
             Its metrics come in its order, before others.
         summary: what stands for the scores of several runs: ``mean-std``, or ``best-median``.
         paper_remark: what is to be said of the comparison, in the header of the paper's figures.

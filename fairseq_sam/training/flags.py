@@ -135,7 +135,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
              "--sam-rho 0 too (default: never)")
     add("--delta-sam-variant", choices=WEIGHTINGS[1:],
         help="weigh the sentences in the ascent direction as the published paper or as its draft "
-             "does; needs a per_sentence_... criterion and combines with every other part "
+             "does; needs a per_sentence_... criterion "
              f"(default: {'none' if preset.weighting == 'uniform' else preset.weighting})")
     add("--delta-sam-eta", type=positive, default=preset.eta, metavar="E",
         help="η of the published weights: least first difference of a sentence's loss, in nats")

@@ -1,7 +1,7 @@
 """``--sam-log-gradients N``: the norm of each layer's gradient, logged every N updates.
 
-Beside fairseq's ``gnorm``, and in its unit, there is then one metric ``gnorm_LAYER`` for each layer
-(GA-SAM Figs. 4 and 5). The gradients are those the optimizer gets, before clipping: of the
+Alongside fairseq's ``gnorm``, and in its unit, there is then one metric ``gnorm_LAYER`` for each
+layer (GA-SAM Figs. 4 and 5). The gradients are those the optimizer gets, before clipping: of the
 sharpness-aware loss where the run is perturbed, of the loss where it is not. Squared, the layers
 add up to ``gnorm``.
 

@@ -1,4 +1,4 @@
-"""What a run logs of its perturbations, beside the criterion's own metrics.
+"""What a run logs of its perturbations, alongside the criterion's own metrics.
 
 Each micro-batch puts sums under keys beginning with ``sam_`` into its logging output, fairseq adds
 them up over micro-batches and workers, and :func:`log` turns the sums into
@@ -17,7 +17,7 @@ them up over micro-batches and workers, and :func:`log` turns the sums into
 =========================  ======================================================================
 
 Where there is no pass with the whole batch at w (momentum, or an ascent on a part of the batch),
-``loss`` is the loss at w + a_K, and there is no ``sharpness``.
+``loss`` is the loss at w + a_K, and there is no ``sharpness``. How to read them: docs/radius.md.
 
 Everything stays on the device until fairseq reads its own metrics.
 """

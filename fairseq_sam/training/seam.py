@@ -11,9 +11,10 @@ fairseq's trainer calls ``task.train_step`` for each micro-batch, forward and ba
   layers' gradients.
 
 Whatever a task does in its step is perturbed with it: its own loss, several criterion calls,
-weights on losses. What a step does to the model besides, ``model.set_num_updates``, happens once.
+weights on losses. What else a step does to the model, ``model.set_num_updates``, happens once.
 With any other optimizer all of these only pass their arguments on. The perturbation is computed per
-micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1).
+micro-batch and per worker (the m-sharpness of Foret et al. 2021, §4.1). A figure of the step:
+docs/how_it_works.md.
 """
 
 import contextlib
