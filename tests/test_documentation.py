@@ -19,7 +19,7 @@ import fairseq_sam
 from fairseq_sam import perturbation
 from tests.fairseq_runs import ROOT, SMALL
 
-IGNORED = {".git", ".venv", "runs", "build", "dist", "outputs", "multirun"}
+IGNORED = {".pytest_cache", ".git", ".venv", "runs", "build", "dist", "outputs", "multirun"}
 
 
 def pages() -> List[Path]:

@@ -35,6 +35,7 @@ _OPTIONS: Dict[str, Dict[str, Any]] = {
     "friendly": {"direction": "friendly"},
     "random": {"direction": "random"},
     "part of the batch": {"ascent_fraction": 0.5},
+    "shared ascent": {"ascent_share": 0.5},
     "weights of sentences": {"weighting": "published"},
     "a sentence each": {"per_instance": True},
 }
