@@ -145,15 +145,14 @@ class Outputs:
         return torch.zeros_like(like) if self._at_w is None else self._at_w
 
 
-def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Tensor]]) -> bool:
+def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Tensor]]) -> None:
     """Checks that the gradient of S at w is that of the loss; waits for the GPU.
+
+    A gradient that is zero, or not finite, can tell nothing.
 
     Args:
         gradients: of the loss.
         followed: of S.
-
-    Returns:
-        Whether the gradient could tell: it is finite, and not zero.
 
     Raises:
         OutputsBypassed: they differ.
@@ -161,13 +160,12 @@ def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Ten
     pairs = [(g, f) for g, f in zip(gradients, followed) if g is not None]
     length = torch.stack([at_least_float32(g).norm() for g, _ in pairs]).norm() if pairs else None
     if length is None or not 0 < float(length) < float("inf"):
-        return False
+        return
     tolerance = 1e-3 if all(g.dtype in (torch.float32, torch.float64) for g, _ in pairs) else 0.05
     apart = [at_least_float32(g if f is None else g - f).norm() for g, f in pairs]
     missing = any(f is None and bool(g.any()) for g, f in pairs)
     if missing or not float(torch.stack(apart).norm()) <= tolerance * float(length):
         raise OutputsBypassed("the loss depends on trained weights past the model's outputs")
-    return True
 
 
 def _is_floating(output: Any) -> bool:

@@ -54,7 +54,6 @@ class SharpnessAwareLoss:
         called: ``modules``.
         written: weights that passes were seen to write into.
         num_steps: how many steps there were.
-        outputs_checked: whether the loss is known to depend on the weights through the outputs.
 
     Raises:
         ValueError: the functional risk has no module to look at.
@@ -72,7 +71,6 @@ class SharpnessAwareLoss:
         self.outputs_of = outputs_of or next((m for m in modules if isinstance(m, nn.Module)), None)
         if settings.risk == "functional" and self.outputs_of is None:
             raise ValueError("risk is functional: it needs the model, in modules or outputs_of")
-        self.outputs_checked = False
         self.trained = list({id(weight): weight for weight in trained}.values())
         chosen = {id(weight) for weight in (self.trained if perturbed is None else perturbed)}
         self.chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]

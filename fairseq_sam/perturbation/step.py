@@ -167,7 +167,7 @@ class RepeatedStep:
             with torch.no_grad():
                 foreach.copy_(*self._weights.with_snapshot())
             raise
-        looks = 8 ** round(math.log(loss.num_steps, 8)) == loss.num_steps
+        looks = self._looks()
         written = [
             weight
             for weight, mark in zip(watched, marks)
@@ -177,6 +177,11 @@ class RepeatedStep:
         loss.written += written
         back = [weight for weight in written if id(weight) in noted]
         self.replay.unwrite(back, [noted[id(weight)] for weight in back])
+
+    def _looks(self) -> bool:
+        """Whether this is the 1st, 8th, 64th … step, which may wait for the GPU."""
+        count = self._loss.num_steps
+        return 8 ** round(math.log(count, 8)) == count
 
     def train(self) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
@@ -215,13 +220,16 @@ class RepeatedStep:
         return ForwardPass(loss, self._clean.sample_size)
 
     def _check_outputs(self, gradients: Gradients) -> None:
-        """Checks at w that the loss depends on the weights through the model's outputs alone."""
-        if self._outputs is None or self._loss.outputs_checked:
+        """Checks at w that the loss depends on the weights through the model's outputs alone.
+
+        In the same steps on all workers, for a pass of one must be a pass of all.
+        """
+        if self._outputs is None or not self._looks():
             return
         with self.replay.one_pass(), self._no_sync():
             self._follow()
         followed = foreach.take_gradients(self._loss.trained)
-        self._loss.outputs_checked = check_outputs(gradients, followed)
+        check_outputs(gradients, followed)
 
     def _cosine(self) -> Optional[Tensor]:
         """Returns the cosine between −m and the gradient so far; None for other directions."""
