@@ -181,7 +181,7 @@ class RepeatedStep:
     def _looks(self) -> bool:
         """Whether this is the 1st, 8th, 64th … step, which may wait for the GPU."""
         count = self._loss.num_steps
-        return 8 ** round(math.log(count, 8)) == count
+        return bool(8 ** round(math.log(count, 8)) == count)
 
     def train(self) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
