@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def train(args: argparse.Namespace, norm: str, scale: str) -> List[Dict[str, Any]]:
-    """Returns what a run logged, update for update."""
+    """Returns what a run logged, update for update; nothing where it ended with an error."""
     import fairseq_sam
 
     with tempfile.TemporaryDirectory() as directory:
@@ -66,7 +66,8 @@ def train(args: argparse.Namespace, norm: str, scale: str) -> List[Dict[str, Any
             text=True,
         )
     if done.returncode != 0:
-        sys.exit(f"error: fairseq-train ended with {done.returncode}:\n{done.stdout[-2000:]}")
+        print(done.stdout[-2000:], file=sys.stderr)
+        return []
     lines = [line.partition("train_inner | ")[2] for line in done.stdout.splitlines()]
     return [json.loads(line) for line in lines if line]
 
@@ -86,7 +87,11 @@ def main() -> None:
     print("| --- | --- | ---: | ---: | ---: |", flush=True)
     for norm in ("l2", "linf"):
         for scale in SCALES:
-            rise, rho, loss = shares(train(args, norm, scale))
+            records = train(args, norm, scale)
+            if not records:
+                print(f"| {norm} | {scale} | ended with an error | | |", flush=True)
+                continue
+            rise, rho, loss = shares(records)
             figures[f"{norm} {scale}"] = {"sharpness / loss": rise, "rho": rho, "loss": loss}
             print(f"| {norm} | {scale} | {rise:.2%} | {rho:.2e} | {loss:.2f} |", flush=True)
     rises = [each["sharpness / loss"] for each in figures.values()]
