@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
+
+from fairseq_sam.commands.number_types import count, seed
+from fairseq_sam.files import write_text
 
 Value = Tuple[Any, ...]
 SPLITS = ("train", "valid", "test")
@@ -250,10 +252,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, required=True, help="directory to write into")
     parser.add_argument("--pair", default="de-en", help="source-target (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=1, help="(default: %(default)s)")
     for split, size in zip(SPLITS, (1000, 300, 300)):
         parser.add_argument(
-            f"--{split}", type=int, default=size, metavar="N", help="pairs (default: %(default)s)"
+            f"--{split}", type=count, default=size, metavar="N", help="pairs (default: %(default)s)"
         )
     args = parser.parse_args()
     source, _, target = args.pair.partition("-")
@@ -269,10 +271,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for split, pairs in corpus.items():
         for side, lang in enumerate((source, target)):
-            path = args.out / f"{split}.{lang}"
-            temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.incomplete")
-            temporary.write_text("".join(f"{p[side]}\n" for p in pairs), encoding="utf-8")
-            os.replace(temporary, path)
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            write_text(args.out / f"{split}.{lang}", text)
     return 0
 
 

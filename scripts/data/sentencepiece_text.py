@@ -8,12 +8,14 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Iterator, List
+
+from corpus import count, parser_of, use_utf8
+
+from fairseq_sam.files import replaced
 
 
 def learn(model: Path, size: int, inputs: List[Path]) -> None:
@@ -36,9 +38,8 @@ def learn(model: Path, size: int, inputs: List[Path]) -> None:
         hard_vocab_limit=False,
         minloglevel=1,
     )
-    incomplete = model.with_name(f"{model.name}.incomplete")
-    incomplete.write_bytes(written.getvalue())
-    os.replace(incomplete, model)
+    with replaced(model) as incomplete:
+        incomplete.write_bytes(written.getvalue())
 
 
 def encode(model: Path) -> None:
@@ -46,21 +47,18 @@ def encode(model: Path) -> None:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[attr-defined]
+    use_utf8()
     for line in sys.stdin:
         print(" ".join(processor.encode(line.rstrip("\n"), out_type=str)))
 
 
 def main() -> int:
     """Learns or encodes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("action", choices=("learn", "encode"))
     parser.add_argument("inputs", nargs="*", type=Path, help="text to learn from")
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--size", type=int, default=10000, help="pieces (default: %(default)s)")
+    parser.add_argument("--size", type=count, default=10000, help="pieces (default: %(default)s)")
     args = parser.parse_intermixed_args()
     if args.action == "learn":
         if not args.inputs:

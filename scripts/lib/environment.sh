@@ -12,6 +12,9 @@ PYTHON_OPTION=""
 # shellcheck disable=SC2034  # read by the scripts
 CONSUMED=0
 
+# need_value OPTION COUNT_OF_WORDS_LEFT: an option that came last has no value.
+need_value() { (($2 >= 2)) || misuse "$1 needs a value"; }
+
 environment_help() {
     cat <<'EOF'
 Environment:
@@ -19,6 +22,7 @@ Environment:
   --python PY    the interpreter PY: used as it is if it belongs to an environment or has fairseq,
                  otherwise to make the virtual environment
                  Without either: the active virtual or conda environment, else .venv in the project's root.
+  --no-install   use the environment as it is
   TORCH_SPEC     variable: what pip installs where there is no torch yet, e.g. "torch==2.8.0" or
                  "torch --index-url URL" for CPU-only builds; default: see scripts/constraints.txt
 A fairseq, torch or numpy that is there already is used as it is.

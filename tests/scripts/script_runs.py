@@ -1,8 +1,10 @@
 """Running the experiment scripts from tests."""
 
+import contextlib
 import importlib.util
-import shlex
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,24 +34,22 @@ def run(name, *arguments, **options):
     return subprocess.run(command(name, *arguments), stdin=subprocess.DEVNULL, text=True, **options)
 
 
-def dry_run(name, *arguments):
-    """Returns the commands of a dry run as lists of words."""
-    result = run(name, "--dry-run", *arguments, stderr=subprocess.PIPE)
-    assert result.returncode == 0, result.stderr
-    return [shlex.split(line, comments=True) for line in result.stdout.splitlines() if line]
+def descendants(pid):
+    """Returns the processes that a process has started, and those have."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
+    children = {}
+    for child, parent in (line.split() for line in listed.splitlines()[1:]):
+        children.setdefault(int(parent), []).append(int(child))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
 
 
-def trainings(commands, save_dir):
-    """Returns the flags of the fairseq-train that saves into a directory ending so."""
-    found = [c for c in commands if "fairseq_cli.train" in c and flags(c)["--save-dir"] == save_dir]
-    assert len(found) == 1
-    return flags(found[0])
-
-
-def flags(words):
-    """Reads --name value pairs; a flag without a value has True."""
-    found = {}
-    for word, following in zip(words, [*words[1:], "--"]):
-        if word.startswith("--"):
-            found[word] = True if following.startswith("--") else following
-    return found
+def kill_all(process):
+    """Kills a script and all it started, as a machine that goes down does."""
+    process.send_signal(signal.SIGSTOP)
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
