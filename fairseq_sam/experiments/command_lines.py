@@ -47,7 +47,7 @@ class Download:
 Step = Union[Command, Download]
 
 
-def words(text: str, **values: Any) -> List[str]:
+def words(text: str, /, **values: Any) -> List[str]:
     """Splits flags as a shell does, and fills in values.
 
     ``{name}`` within a word is the value's text; alone it may stand for a list, thus for nothing.
@@ -65,7 +65,7 @@ def words(text: str, **values: Any) -> List[str]:
     return filled
 
 
-def commands(text: str, **values: Any) -> List[Command]:
+def commands(text: str, /, **values: Any) -> List[Command]:
     """Reads commands, one a line; a backslash at its end joins a line to the next."""
     lines = text.replace("\\\n", " ").splitlines()
     return [_command(words(line, **values)) for line in lines if line.strip()]

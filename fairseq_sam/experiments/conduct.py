@@ -105,7 +105,7 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         lock = stack.enter_context(locked(out / ".lock", shared=bool(options.job)))
         if options.job:
             lock = stack.enter_context(locked(out / ".done" / f"{options.job}.lock"))
-        check_settings(out, x.recipe.settings(x), tell)
+        check_settings(out, x.recipe.recorded(x), tell)
         kept = without(arguments, "--stage", "--stop-stage", "--launcher")
         again = shlex.join([*program.split(), *kept])
         runner = Runner(_slots(options), tell, lock, keep_going=True)

@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 from fairseq_sam.experiments.command_lines import Command, Step, commands, words
 from fairseq_sam.experiments.directory import set_aside
-from fairseq_sam.experiments.errors import ExperimentError
+from fairseq_sam.experiments.errors import ExperimentError, MisuseError
 from fairseq_sam.experiments.jobs import Job
 from fairseq_sam.experiments.log_lines import EpochLines
 from fairseq_sam.experiments.options import ARRAY
@@ -58,8 +58,20 @@ class Experiment:
         self.out = os.path.abspath(options.out or ROOT / "runs" / folder)
         self.shares = options.nodes * max(options.gpus, 1)
         self.node = options.node_rank
-        self._values: Dict[str, Any] = {}
-        self._values = dict(recipe.choose(self))
+        small = bool(options.small)
+        for name, sizes in recipe.sizes.items():
+            if getattr(options, name) is None:
+                setattr(options, name, sizes[small])
+        self._values = {name: words(texts[small]) for name, texts in recipe.settings.items()}
+        own = [name for name in recipe.remembered if name not in ("data", "extra", "small")]
+        self._values.update({name: getattr(options, name) for name in own})
+        self._values.update(recipe.choose(self))
+        for name in ("start_epoch", "average"):
+            if (getattr(options, name) or 0) > (options.epochs or getattr(options, name) or 0):
+                raise MisuseError(
+                    f"argument --{name.replace('_', '-')}: {getattr(options, name)} is not allowed:"
+                    f" there are {options.epochs} epochs"
+                )
 
     # ---- texts ----------------------------------------------------------------------------------
 

@@ -6,12 +6,19 @@ import argparse
 import os
 import re
 import shlex
-from typing import Callable, List, Sequence
+from typing import Any, Callable, Dict, List, Sequence
 
-from fairseq_sam.commands.number_types import positive, seed, whole_number
+from fairseq_sam.commands.number_types import (
+    LARGEST_COUNT,
+    at_least_zero,
+    positive,
+    seed,
+    whole_number,
+)
 from fairseq_sam.experiments.errors import MisuseError
 from fairseq_sam.experiments.recipe import BASELINE, Recipe, perturbs
 
+_OPTION = re.compile(r"^ *(--[a-z0-9-]+|task) (\S+)((?:  .*)?(?:\n {8,}.*)*)", re.MULTILINE)
 _ABSENT = {"epochs": None, "start_epoch": None, "average": None}
 STAGES = ("download", "prepare", "what all share", "train", "average, generate, score", "report")
 ARRAY = "array"
@@ -35,7 +42,7 @@ def build_parser(recipe: Recipe, program: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    recipe.add_options(parser.add_argument_group("this table"))
+    _add_own(parser.add_argument_group("this table"), recipe)
     _add_what(parser.add_argument_group("what to run"), recipe)
     _add_where(parser.add_argument_group("hardware"))
     for name, value in _ABSENT.items():  # what this recipe has no option for
@@ -57,6 +64,34 @@ def _epilog(recipe: Recipe, program: str) -> str:
         ]
     examples = recipe.examples[1:] if recipe.examples[:1] == "\n" else recipe.examples
     return "\n".join([*lines, "Examples:", *(f"  {program} {e}" for e in examples.splitlines())])
+
+
+def _add_own(group: argparse._ArgumentGroup, recipe: Recipe) -> None:
+    """Adds the options that a recipe lists: a flag, what its value is, and the help text."""
+    for flag, value, text in _OPTION.findall(recipe.options):
+        flag_name = flag.lstrip("-").replace("-", "_")
+        full, small = recipe.sizes.get(flag_name, ("", ""))
+        note = f" (default: {full}, with --small {small})" if full != small else ""
+        note = f" (default: {full})" if full == small != "" else note
+        more: Dict[str, Any] = {"help": " ".join(text.split()).replace("%", "%%") + note}
+        if "|" in value:
+            more.update(choices=value.split("|"))
+        else:
+            more.update(type=_kind(value), metavar=value.partition("[")[0])
+        group.add_argument(flag, **more)
+
+
+def _kind(value: str) -> Callable[[str], Any]:
+    """Returns the type of a value, by its name: whole numbers may have limits, ``N[2..9]``."""
+    name, _, limits = value.rstrip("]").partition("[")
+    if name == "N":
+        low, _, high = (limits or "1..").partition("..")
+        return whole_number(int(low), int(high or LARGEST_COUNT))
+    kinds: Dict[str, Callable[[str], Any]] = {
+        **{"PATH": existing, "DIR": existing, "X": as_given(positive), "SEED": seed},
+        **{"X[0..]": as_given(at_least_zero), "'FLAGS'": flags_text},
+    }
+    return kinds.get(value, str)
 
 
 def _add_what(group: argparse._ArgumentGroup, recipe: Recipe) -> None:

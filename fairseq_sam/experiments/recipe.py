@@ -10,13 +10,39 @@ the run to compare with); what :meth:`Recipe.choose` returns is added to them.
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, ClassVar, Dict, Iterable, Iterator, List, Mapping, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Mapping,
+    Sequence,
+    Tuple,
+)
 
-from fairseq_sam.experiments.command_lines import Command, Step, commands
+from fairseq_sam.experiments.command_lines import Command, Download, Step, commands, words
+from fairseq_sam.experiments.errors import ExperimentError, MisuseError
 from fairseq_sam.reporting.published import Published
 
 if TYPE_CHECKING:
     from fairseq_sam.experiments.experiment import Experiment
+
+__all__ = [
+    "Command",
+    "Download",
+    "ExperimentError",
+    "MisuseError",
+    "Published",
+    "Recipe",
+    "Step",
+    "columns",
+    "commands",
+    "paper",
+    "words",
+]
 
 BASELINE = "baseline"
 
@@ -32,6 +58,10 @@ class Recipe:
         title: of the report.
         about: what it reproduces and how.
         examples: options to show in the help text.
+        options: those that only this recipe has, one a line: flag, value (PATH and DIR must exist,
+            N is a whole number, X a number above 0, a|b a choice), two spaces, the help text.
+        sizes: what options are that are left out, at full size and with --small.
+        settings: flags for the texts, at full size and with --small.
         methods: the flags of each method by its name.
         default: the methods that are trained unless others are asked for.
         seeds: the seeds that are trained unless others are asked for.
@@ -53,6 +83,9 @@ class Recipe:
     title: ClassVar[str]
     about: ClassVar[str]
     examples: ClassVar[str] = ""
+    options: ClassVar[str] = ""
+    sizes: ClassVar[Mapping[str, Tuple[Any, Any]]] = {}
+    settings: ClassVar[Mapping[str, Tuple[str, str]]] = {}
     methods: Mapping[str, str]
     default: ClassVar[str]
     seeds: ClassVar[str] = "1,2,3,4"
@@ -70,9 +103,6 @@ class Recipe:
         --relative-to {out}/runs --group-by '/seed[0-9]+' --paper {table} --title {title} \\
         {flags} --output {out}/report.md"""
     free: ClassVar[str] = "rm -rf {run}/checkpoints"
-
-    def add_options(self, parser: argparse._ArgumentGroup) -> None:
-        """Adds the options that only this recipe has."""
 
     def aliases(self) -> Dict[str, str]:
         """Returns names in --methods that stand for several methods."""
@@ -131,7 +161,7 @@ class Recipe:
         """Returns the name of the paper's figures to show."""
         return self.name
 
-    def settings(self, x: Experiment) -> Dict[str, Any]:
+    def recorded(self, x: Experiment) -> Dict[str, Any]:
         """Returns what runs in one folder must have in common."""
         found = {name: getattr(x.options, name) for name in self.remembered}
         return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
@@ -162,6 +192,11 @@ def figures(text: str) -> Dict[str, str]:
     """
     parts = (part.split(None, 1) for part in text.replace("\n", " ").split(","))
     return {name: value.strip() for name, value in parts}
+
+
+def paper(name: str, source: str, metric: str, text: str) -> Dict[str, Published]:
+    """Returns figures of one metric, by the name that ``fairseq-sam report --paper`` takes."""
+    return {name: Published(source, {metric: figures(text)})}
 
 
 def columns(names: Sequence[str], rows: Mapping[str, str]) -> Dict[str, Dict[str, str]]:

@@ -51,11 +51,12 @@ runs_supported_python() {
     "$1" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
-# Prints the interpreter to make an environment with. A name on the PATH may be a shim that does not
+# Prints the interpreter to make an environment with; for 3.12 there is a wheel of fairseq, which others have to
+# build. A name on the PATH may be a shim that does not
 # run, and some systems ship Python without the modules that make environments.
 find_python() {
     local name found="" incomplete=""
-    for name in python3.11 python3.12 python3.10 python3.13 python3.9 python3.8 python3 python; do
+    for name in python3.12 python3.11 python3.10 python3.13 python3.9 python3.8 python3 python; do
         found="$(command -v "$name" 2>/dev/null)" || continue
         runs_supported_python "$found" || continue
         if "$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then

@@ -17,6 +17,12 @@ class Made(Recipe):
     name = "made"
     title = "Made"
     about = "Nothing."
+    options = """
+    --data PATH
+    --epochs N
+    --pause X[0..]
+    """
+    sizes = {"pause": ("0", "0")}  # noqa: RUF012
     methods = {  # noqa: RUF012
         "baseline": "--optimizer adam",
         "sam": "--optimizer sam --base-optimizer adam --sam-rho 1",
@@ -30,11 +36,6 @@ class Made(Recipe):
     report = "cat {run_files} > {out}/report.md"
     published = {}  # noqa: RUF012
     remembered = ("epochs",)
-
-    def add_options(self, parser):
-        parser.add_argument("--data")
-        parser.add_argument("--epochs", type=int)
-        parser.add_argument("--pause", default="0")
 
     def choose(self, x):
         return {"run_files": [f"{x.path(*run)}/scores" for run in x.runs()]}

@@ -88,7 +88,7 @@ def test_misuse(needed, capsys, recipe, arguments, message):
         ("adversarial_risk", ["--data", ".", "--rho", "0"], "--rho: 0 is not allowed"),
         ("quickstart", ["--pair", "german"], "--pair: german is not allowed"),
         ("quickstart", ["--pair", "de-de"], "--pair: de-de is not allowed"),
-        ("quickstart", ["--optimizer", "adam"], "--optimizer: invalid choice"),
+        ("quickstart", ["--optimizer", "adam"], "--optimizer: adam is not allowed"),
         ("quickstart", ["--rho", "-1"], "--rho: -1 is not allowed"),
         ("quickstart", ["--rho", "nan"], "--rho: nan is not allowed"),
         ("quickstart", ["--epochs", "0"], "--epochs: 0 is not allowed"),

@@ -48,11 +48,11 @@ def alias(linf: str, l2: str) -> Dict[str, str]:
 
 
 PLOT = """
-{{python}} {{root}}/scripts/ablation_plot.py --runs {{out}}/runs --metric {metric} --radius {own} \\
-    --paper {{table}} --out {{out}}/ablations.png
+{python} {root}/scripts/ablation_plot.py --runs {out}/runs --metric {own_metric} \\
+    --radius {own_radius} --paper {table} --out {out}/ablations.png
 """
 
 
-def among(names: Sequence[str]) -> bool:
-    """Tells whether there are ablations among methods."""
-    return any(name.startswith(("ga_sam_", "ga_sam@")) for name in names)
+def suffix(names: Sequence[str]) -> str:
+    """Returns what the name of the paper's table ends with, where there are ablations in it."""
+    return "_ablation" if any(n.startswith(("ga_sam_", "ga_sam@")) for n in names) else ""

@@ -7,19 +7,13 @@ with --restore-file and resets, which would begin anew after every interruption;
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any, Dict, Iterator, List, Mapping, Sequence
 
-from fairseq_sam.commands.number_types import whole_number
-from fairseq_sam.experiments.command_lines import Command, Download, Step, commands, words
-from fairseq_sam.experiments.errors import MisuseError
+from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import existing
-from fairseq_sam.experiments.recipe import Recipe, columns
 from fairseq_sam.experiments.recipes import classification
-from fairseq_sam.experiments.recipes.translation import SMALL
-from fairseq_sam.reporting.published import Published
+from fairseq_sam.experiments.recipes.translation import SMALL_MODEL
 
 # The stories as the data set's own repository has them at one commit, whose SHA-256 it lists.
 STORIES_URL = os.environ.get(
@@ -37,20 +31,10 @@ LISTS_URL = os.environ.get(
 BART_URL = "https://dl.fbaipublicfiles.com/fairseq/models/bart.large.tar.gz"
 
 # 65536 tokens an update: fairseq's recipe has 8 GPUs with four batches of 2048 each.
-FULL: Dict[str, Any] = {
-    "model": words("--arch bart_large"),
-    "lr": "3e-5",
-    "updates": 20000,
-    "pretrain": 0,
-}
-TINY: Dict[str, Any] = {
-    "model": words("--arch bart_base") + SMALL["model"][2:],
-    "lr": "3e-4",
-    "updates": 300,
-    "pretrain": 300,
-}
 BATCHES = 32
 
+# BART's text infilling (Lewis et al. 2020): spans of Poisson length become one mask. Its shuffling
+# of sentences needs --bpe gpt2, for which fairseq's task fetches the BPE's files itself.
 PRETRAINING = """
 mkdir -p {out}/pretrain
 {python} -m fairseq_cli.train {out}/prepared/pretrain-bin --user-dir {root}/fairseq_sam \\
@@ -60,8 +44,8 @@ mkdir -p {out}/pretrain
     --replace-length 1 --permute-sentences 0 --rotate 0 --criterion cross_entropy \\
     --optimizer adam --adam-betas '(0.9, 0.98)' --weight-decay 0.01 --clip-norm 0.1 --lr 1e-3 \\
     --lr-scheduler polynomial_decay --warmup-updates {pretrain_warmup} \\
-    --total-num-update {pretrain} --max-update {pretrain} --max-tokens 2048 --seed 1 \\
-    --skip-invalid-size-inputs-valid-test --no-epoch-checkpoints \\
+    --total-num-update {pretrain_updates} --max-update {pretrain_updates} --max-tokens 2048 \\
+    --seed 1 --skip-invalid-size-inputs-valid-test --no-epoch-checkpoints \\
     --save-dir {out}/pretrain/checkpoints --no-progress-bar --log-format json --log-interval 20 \\
     {device}
 """
@@ -89,7 +73,7 @@ AVERAGE = """
 DELTA = "--optimizer delta_sam --base-optimizer adam --sam-rho 0.01"
 
 
-class Bart(Recipe):
+class Bart(r.Recipe):
     """287k articles; the summaries of the papers have at least 55 tokens."""
 
     name = "bart_cnn_dm"
@@ -101,10 +85,25 @@ paired-bootstrap p-value. Hardware, time, disk and what the paper leaves open: d
 
 delta_sam_literal probes at ρ, as published, delta_sam at a length that floating point allows
 (docs/results/delta_weights.md); delta_sam_draft is the draft version with β = 1."""
-    examples = """
---bart bart.large/model.pt --gpus 8
+    examples = """--bart bart.large/model.pt --gpus 8
 --small --data ~/corpora/summaries --seeds 1
 --bart bart.large/model.pt --dry-run"""
+    options = """
+    --bart FILE        model.pt of bart.large (or another BART)
+    --data DIR         a folder with {train,val,test}.{source,target}, plain or .gz, or with
+                       cnn/stories, dailymail/stories and url_lists (default: download)
+    --gpt2-bpe DIR     a folder with encoder.json, vocab.bpe and dict.txt (default: download)
+    --updates N[10..]
+    --pretrain-updates N[0..]  with --small and without --bart a tiny BART is first trained for N
+                       updates to restore corrupted text of the same corpus
+    --average N[0..]   average the last N epochs' checkpoints; 0 takes the best by validation loss
+    """
+    sizes = {"updates": (20000, 300), "pretrain_updates": (0, 300), "average": (0, 0)}
+    settings = {
+        "model": ("--arch bart_large", f"--arch bart_base {SMALL_MODEL}"),
+        "lr": ("3e-5", "3e-4"),
+        "limit": ("", "--limit 1000 50"),
+    }
     methods = {
         "baseline": "--optimizer adam",
         "sam": "--optimizer sam --base-optimizer adam --sam-rho 0.01",
@@ -141,9 +140,9 @@ delta_sam_literal probes at ρ, as published, delta_sam at a length that floatin
     --reference {prepared}/test.target {baseline} --output {run}/scores.json
 """
     published = {
-        "bart_cnn_dm": Published(
+        "bart_cnn_dm": r.Published(
             "Zhou et al., δ-SAM, Findings of EMNLP 2022, Table 3; its ROUGE-L is our ROUGE-Lsum",
-            columns(
+            r.columns(
                 ["ROUGE-1", "ROUGE-2", "ROUGE-Lsum"],
                 {
                     "baseline": "44.16 21.28 40.90",
@@ -155,100 +154,63 @@ delta_sam_literal probes at ρ, as published, delta_sam at a length that floatin
         )
     }
 
-    def add_options(self, parser: argparse._ArgumentGroup) -> None:
-        """Adds model and data; training is counted in updates."""
-        add = parser.add_argument
-        # fmt: off
-        add("--bart", metavar="PATH",
-            help=f"model.pt of bart.large (or another BART), from {BART_URL}")
-        add("--data", type=existing, metavar="DIR",
-            help="a folder with {train,val,test}.{source,target}, plain or .gz, or with "
-                 "cnn/stories, dailymail/stories and url_lists (default: download)")
-        add("--gpt2-bpe", type=existing, metavar="DIR",
-            help="a folder with encoder.json, vocab.bpe and dict.txt (default: download)")
-        add("--updates", type=whole_number(10), metavar="N",
-            help="(default: 20000, with --small 300)")
-        add("--pretrain-updates", type=whole_number(0), metavar="N",
-            help="with --small and without --bart a tiny BART is first trained for N updates to "
-                 "restore corrupted text of the same corpus (default: 300)")
-        add("--average", type=whole_number(0), default=0, metavar="N",
-            help="average the last N epochs' checkpoints (default: 0, take the best by validation "
-                 "loss)")
-        # fmt: on
-
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        """Chooses fairseq's settings, or small ones."""
         options, small = x.options, x.options.small
-        options.average = options.average or 0
         if options.bart is None and not small:
-            raise MisuseError(f"argument --bart: is missing: the model.pt of {BART_URL}")
+            raise r.MisuseError(f"argument --bart: is missing: the model.pt of {BART_URL}")
         if options.bart is not None and not x.dry and not os.path.isfile(options.bart):
-            raise MisuseError(f"argument --bart: {options.bart} is not allowed: no such file")
-        settings: Mapping[str, Any] = TINY if small else FULL
-        options.updates = options.updates or settings["updates"]
-        if options.pretrain_updates is None:
-            options.pretrain_updates = settings["pretrain"]
+            raise r.MisuseError(f"argument --bart: {options.bart} is not allowed: no such file")
         bpe = options.gpt2_bpe or f"{x.out}/download"
-        dictionary = [f"--srcdict {bpe}/dict.txt --tgtdict {bpe}/dict.txt"]
+        dictionary = f"--srcdict {bpe}/dict.txt --tgtdict {bpe}/dict.txt"
         return {
-            **{"model": settings["model"], "lr": settings["lr"], "updates": options.updates},
-            **{"pretrain": options.pretrain_updates, "bpe": bpe, "average": options.average},
+            "bpe": bpe,
             "pretrain_warmup": options.pretrain_updates // 10,
             "warmup": options.updates // 10 if small else 500,
             "update_freq": 1 if small else x.per_worker(BATCHES),
             "pretrained": options.bart or f"{x.out}/pretrain/checkpoints/checkpoint_last.pt",
             # A model that is pretrained here needs no more words than the text has.
-            "dictionary": words(dictionary[0]) if options.bart else ["--joined-dictionary"],
-            "device": words("--distributed-world-size 1" + ("" if options.gpus else " --cpu")),
+            "dictionary": r.words(dictionary) if options.bart else ["--joined-dictionary"],
+            "device": r.words("--distributed-world-size 1" + ("" if options.gpus else " --cpu")),
             "fp16": ["--fp16"] if options.gpus and not small else [],
             "keep": max(options.average, 1),
-            "limit": words("--limit 1000 50") if small else [],
             "least": 10 if options.data else 55,  # the summaries of other corpora may be shorter
         }
 
-    def downloads(self, x: Experiment) -> Iterator[Step]:
-        """BPE, stories, and the lists that split them."""
-        yield from commands("mkdir -p {out}/download/cnn-dailymail/url_lists", out=x.out)
+    def downloads(self, x: Experiment) -> Iterator[r.Step]:
+        yield from r.commands("mkdir -p {out}/download/cnn-dailymail/url_lists", out=x.out)
         if x.options.gpt2_bpe is None:
             yield from classification.gpt2_bpe(x.out)
         if x.options.data is None:
             for name, sha256 in STORIES.items():
-                yield Download(f"{STORIES_URL}/{name}", f"{x.out}/download/{name}", sha256)
+                yield r.Download(f"{STORIES_URL}/{name}", f"{x.out}/download/{name}", sha256)
             for part in ("train", "val", "test"):
                 folder = f"{x.out}/download/cnn-dailymail/url_lists"
-                yield Download(f"{LISTS_URL}/all_{part}.txt", f"{folder}/all_{part}.txt")
+                yield r.Download(f"{LISTS_URL}/all_{part}.txt", f"{folder}/all_{part}.txt")
 
-    def prepare(self, x: Experiment, folder: str) -> Iterator[Step]:
-        """From stories, or from ready text."""
+    def prepare(self, x: Experiment, folder: str) -> Iterator[r.Step]:
         corpus = x.options.data or f"{x.out}/download/cnn-dailymail"
         values = x.values(dir=folder, corpus=corpus)
         for name in () if x.options.data else STORIES:
-            yield from commands("tar -xzf {out}/download/{name} -C {corpus}", name=name, **values)
-        yield from commands(
+            yield from r.commands("tar -xzf {out}/download/{name} -C {corpus}", name=name, **values)
+        yield from r.commands(
             "{python} {root}/scripts/data/summary_corpus.py --data {corpus} --out {dir} {limit}",
             **values,
         )
         for part in ("train", "val", "test"):
             for side in ("source", "target"):
-                yield from commands(ENCODE, part=part, side=side, **values)
-        yield from commands(BINARISE, **values)
+                yield from r.commands(ENCODE, part=part, side=side, **values)
+        yield from r.commands(BINARISE, **values)
         if not x.options.bart:
-            yield from commands(BINARISE_FOR_PRETRAINING, **values)
+            yield from r.commands(BINARISE_FOR_PRETRAINING, **values)
 
-    def pretraining(self, x: Experiment) -> Sequence[Command]:
-        """BART's text infilling (Lewis et al. 2020): spans of Poisson length become one mask.
+    def pretraining(self, x: Experiment) -> Sequence[r.Command]:
+        return [] if x.options.bart else r.commands(PRETRAINING, **x.values())
 
-        Its shuffling of sentences needs --bpe gpt2, for which fairseq's task fetches the BPE's
-        files itself, whatever the flags say.
-        """
-        return [] if x.options.bart else commands(PRETRAINING, **x.values())
-
-    def scoring(self, x: Experiment, run: Mapping[str, Any]) -> List[Step]:
-        """Of the best checkpoint, or of an average."""
+    def scoring(self, x: Experiment, run: Mapping[str, Any]) -> List[r.Step]:
         average = x.options.average
         best = "average.pt" if average else "checkpoints/checkpoint_best.pt"
         text = (AVERAGE if average else "") + self.score
-        return [*commands(text, **x.values(**run, checkpoint=f"{run['run']}/{best}"))]
+        return [*r.commands(text, **x.values(**run, checkpoint=f"{run['run']}/{best}"))]
 
 
 RECIPE = Bart()

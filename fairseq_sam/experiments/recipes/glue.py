@@ -6,7 +6,6 @@ who has them from fairseq's examples/roberta.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import os
 import shlex
@@ -14,14 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
 
-from fairseq_sam.commands.number_types import count, positive
-from fairseq_sam.experiments.command_lines import Download, Step, commands, words
-from fairseq_sam.experiments.errors import ExperimentError, MisuseError
+from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import as_given, choice, existing
-from fairseq_sam.experiments.recipe import SMART, Recipe
+from fairseq_sam.experiments.options import choice
 from fairseq_sam.experiments.recipes import classification
-from fairseq_sam.reporting.published import Published
 
 URL = os.environ.get("GLUE_URL", "https://dl.fbaipublicfiles.com/glue/data")
 
@@ -94,14 +89,14 @@ PAPER = {
 }
 
 
-def published() -> Dict[str, Published]:
+def published() -> Dict[str, r.Published]:
     """Returns the figures of each task and model."""
     found = {}
     for (family, model), rows in PAPER.items():
         for column, task in enumerate(PAPER_ORDER):
             figures = {name: row.split()[column] for name, row in rows.items()}
             name = f"glue_{task.replace('-', '')}_{family}"
-            found[name] = Published(SOURCE.format(model), {METRICS[task]: figures})
+            found[name] = r.Published(SOURCE.format(model), {METRICS[task]: figures})
     return found
 
 
@@ -109,7 +104,7 @@ SAM = "--base-optimizer adam --sam-rho {rho} --optimizer"
 OTHER = "--optimizer adam --criterion"
 
 
-class Glue(Recipe):
+class Glue(r.Recipe):
     """A column of the table; scored is the dev set."""
 
     name = "glue"
@@ -122,10 +117,25 @@ paper's. What the paper leaves open: docs/reproduce.md.
 delta_sam_etaX has another η. The paper's grid is sam and delta_sam_eta{1e-4,2e-4,5e-4,1e-3} at
 0.01, 0.02 and 0.05, for instance: --methods
 baseline,sam@0.01,sam@0.02,sam@0.05,delta_sam_eta5e-4@0.02"""
-    examples = """
-RTE --model roberta.large/model.pt --gpus 1 --parallel 4
+    examples = """RTE --model roberta.large/model.pt --gpus 1 --parallel 4
 MRPC --model minilm --data ~/corpora/glue --methods baseline,sam,delta_sam,ga_sam
 RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
+    options = """
+    task TASK       CoLA, MNLI, MRPC, QNLI, QQP, RTE, SST-2 or STS-B
+    --model FILE    a folder that fairseq-sam convert wrote, or the model.pt of fairseq's
+                    roberta.base or roberta.large
+    --arch NAME     of a model.pt: roberta_base or roberta_large (default)
+    --data DIR      a folder with the task's folder, or with its tsv files, plain or .gz (default:
+                    download)
+    --gpt2-bpe DIR  for a model.pt: a folder with encoder.json, vocab.bpe and dict.txt (default:
+                    download)
+    --epochs N      (default: R-Drop's number of updates, about 10 epochs; with --batch 10, with
+                    --small 2)
+    --lr X
+    --batch N       (default: 32, of MRPC, CoLA and STS-B 16, of RTE 8)
+    """
+    sizes = {"lr": ("1e-5", "1e-5")}
+    settings = {"limit": ("", "--limit 200 100"), "subset": ("valid", "valid")}
     methods = {
         "baseline": "--optimizer adam",
         "sam": f"{SAM} sam",
@@ -141,7 +151,7 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
         "free_lb": f"{OTHER} free_lb_sentence_prediction",
         "r3f": f"{OTHER} r3f_sentence_prediction",
         "r_drop": f"{OTHER} r_drop_sentence_prediction",
-        "smart": f"{OTHER} smart_sentence_prediction {SMART}",
+        "smart": f"{OTHER} smart_sentence_prediction {r.SMART}",
         **{
             f"delta_sam_eta{eta}": f"{SAM} delta_sam --delta-sam-eta {eta}"
             for eta in ("1e-4", "2e-4", "5e-4", "1e-3")
@@ -160,71 +170,34 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
     score = classification.SCORE
     published = published()
 
-    def add_options(self, parser: argparse._ArgumentGroup) -> None:
-        """Adds task, model and data."""
-        add = parser.add_argument
-        # fmt: off
-        add("task", metavar="TASK", help=f"one of {', '.join(TASKS)}")
-        add("--model", metavar="PATH",
-            help="a folder that fairseq-sam convert wrote, or the model.pt of fairseq's "
-                 "roberta.base or roberta.large")
-        add("--arch", choices=("roberta_base", "roberta_large"),
-            help="of a model.pt (default: roberta_large)")
-        add("--data", type=existing, metavar="DIR",
-            help="a folder with the task's folder, or with its tsv files, plain or .gz (default: "
-                 "download)")
-        add("--gpt2-bpe", type=existing, metavar="DIR",
-            help="for a model.pt: a folder with encoder.json, vocab.bpe and dict.txt (default: "
-                 "download)")
-        add("--epochs", type=count, metavar="N",
-            help="(default: R-Drop's number of updates, about 10 epochs; with --batch 10, with "
-                 "--small 2)")
-        add("--lr", type=as_given(positive), default="1e-5", metavar="X",
-            help="(default: %(default)s)")
-        add("--batch", type=count, metavar="N",
-            help="(default: 32, of MRPC, CoLA and STS-B 16, of RTE 8)")
-        # fmt: on
-
-    def folder(self, options: argparse.Namespace) -> str:
-        """One for each task."""
-        return f"glue-{options.task}"
-
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        """Chooses what belongs to the task and to the model."""
         options = x.options
         task = TASKS[choice("TASK", options.task, list(TASKS))]
-        if options.batch is None and options.epochs is None and not options.small:
-            updates, warmup = task.updates, task.warmup
-        else:
+        if options.batch is not None or options.epochs is not None or options.small:
             options.epochs = options.epochs or (2 if options.small else 10)
-            updates = warmup = 0
         options.batch = options.batch or task.batch
         model = pretrained(x)
-        family = "bert" if model["is_bert"] else "roberta"
-        kind = words("--regression-target")
-        if task.classes > 1:
-            kind = words("--maximize-best-checkpoint-metric")
+        kind = (
+            ["--maximize-best-checkpoint-metric"] if task.classes > 1 else ["--regression-target"]
+        )
         best = task.best
-        if best == "mcc":
-            best, report = ("mcc", ["--report-mcc"]) if can_report_mcc(x) else ("accuracy", [])
-            kind = [*kind, *report]
+        if best == "mcc" and can_report_mcc(x):
+            kind.append("--report-mcc")
+        elif best == "mcc":
+            best = "accuracy"
         return {
             **model,
             **{"classes": task.classes, "best": best, "kind": kind, "metrics": task.metrics},
-            **{"subset": "valid", "lr": options.lr, "batch": x.per_worker(options.batch)},
-            **{"updates": updates, "warmup": warmup, "twice": []},
-            "rho": RHO_OF_NUMBERS if task.classes == 1 else RHO[family],
+            "batch": x.per_worker(options.batch),
+            "rho": RHO_OF_NUMBERS if task.classes == 1 else RHO[model["family"]],
             "eta": "5e-4" if options.task == "RTE" else "1e-4",
-            "beta": task.beta[family == "bert"],
+            "beta": task.beta[model["family"] == "bert"],
             "fp16": ["--fp16"] if options.gpus and not options.small else [],
-            "limit": words("--limit 200 100") if options.small else [],
-            "task": options.task,
         }
 
     def flags(self, x: Experiment, seed: int) -> Dict[str, Any]:
-        """Returns as many updates as the epochs have, which the schedule must know."""
-        found: Dict[str, Any] = {}
         task = TASKS[x.options.task]
+        found = {"updates": task.updates, "warmup": task.warmup}
         if x.options.epochs is not None:
             size, text = task.size, Path(x.out, "prepared", "train.input0")
             if text.is_file():
@@ -232,40 +205,37 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
                     size = sum(1 for _ in lines)
             updates = x.options.epochs * -(-size // x.options.batch)
             found = {"updates": updates, "warmup": updates * 6 // 100}
-        values = {"updates": task.updates, "warmup": task.warmup, **found}
-        twice = {name: 2 * number for name, number in values.items()}
+        twice = {name: 2 * number for name, number in found.items()}
         schedule = "--total-num-update {updates} --warmup-updates {warmup} --max-update {updates}"
-        return {**found, "twice": words(schedule, **twice)}
+        return {**found, "twice": r.words(schedule, **twice)}
 
-    def downloads(self, x: Experiment) -> Iterator[Step]:
-        """The task's archive, and the BPE of a model.pt."""
+    def downloads(self, x: Experiment) -> Iterator[r.Step]:
         options = x.options
         if not os.path.isdir(options.model) and options.gpt2_bpe is None:
             yield from classification.gpt2_bpe(x.out)
         if options.data is None:
             if options.task == "MRPC":
-                raise ExperimentError(
+                raise r.ExperimentError(
                     "MRPC is not for download: put its train.tsv and dev.tsv into a folder and name"
                     " it with --data"
                 )
             archive = f"{x.out}/download/{options.task}.zip"
             name = TASKS[options.task].archive or options.task
-            yield Download(f"{URL}/{name}.zip", archive)
-            yield from commands(
+            yield r.Download(f"{URL}/{name}.zip", archive)
+            yield from r.commands(
                 "{python} -m zipfile -e {to} {out}/download", **x.values(to=archive)
             )
 
-    def prepare(self, x: Experiment, folder: str) -> Iterator[Step]:
-        """Splits sentences into the model's pieces, and numbers them."""
+    def prepare(self, x: Experiment, folder: str) -> Iterator[r.Step]:
         task, values = TASKS[x.options.task], x.values(dir=folder)
-        yield from commands(
+        yield from r.commands(
             """mkdir -p {dir}/pieces
             {python} {root}/scripts/data/glue_task.py --data {data} --task {task} --out {dir} \\
                 {limit}""",
             **values,
         )
         for part in ("input0", "input1") if task.pairs else ("input0",):
-            yield from commands(
+            yield from r.commands(
                 """{encode} < {dir}/train.{part} > {dir}/pieces/train.{part}
                 {encode} < {dir}/valid.{part} > {dir}/pieces/valid.{part}
                 {python} -m fairseq_cli.preprocess --only-source --srcdict {dictionary} \\
@@ -281,19 +251,15 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
             labels = """mkdir -p {dir}/bin/label
                 cp {dir}/train.number {dir}/bin/label/train.label
                 cp {dir}/valid.number {dir}/bin/label/valid.label"""
-        yield from commands(labels, **values)
+        yield from r.commands(labels, **values)
 
     def heading(self, x: Experiment) -> str:
-        """Names the task."""
         return f"GLUE, {x.options.task}"
 
     def table(self, x: Experiment) -> str:
-        """Returns the column of the task."""
-        family = "bert" if x.values()["is_bert"] else "roberta"
-        return f"glue_{x.options.task.replace('-', '')}_{family}"
+        return f"glue_{x.options.task.replace('-', '')}_{x.values()['family']}"
 
     def report_flags(self, x: Experiment) -> List[str]:
-        """As the paper."""
         return ["--summary", "best-median"]
 
 
@@ -306,17 +272,17 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
     options, model = x.options, x.options.model
     if os.path.isdir(model or ""):
         if options.arch:
-            raise MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
+            raise r.MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
         return converted(x, model)
     check_model(x, model)
     bpe = options.gpt2_bpe or f"{x.out}/download"
-    arch = options.arch or "roberta_large"
+    arch = choice("--arch", options.arch or "roberta_large", ["roberta_base", "roberta_large"])
     return {
-        "is_bert": False,
-        "model_flags": words(f"--arch {arch} --max-positions 512 --separator-token 2"),
+        "family": "roberta",
+        "model_flags": r.words(f"--arch {arch} --max-positions 512 --separator-token 2"),
         "model_file": model,
         "dictionary": f"{bpe}/dict.txt",
-        "encode": words(
+        "encode": r.words(
             "{python} {root}/scripts/data/gpt2_bpe.py --encoder-json {bpe}/encoder.json "
             "--vocab-bpe {bpe}/vocab.bpe",
             **x.values(bpe=bpe),
@@ -332,9 +298,9 @@ def check_model(x: Experiment, model: Any) -> None:
     """
     what = "a folder that fairseq-sam convert wrote, or a model.pt"
     if model is None:
-        raise MisuseError(f"argument --model: is missing: {what}")
+        raise r.MisuseError(f"argument --model: is missing: {what}")
     if not x.dry and not os.path.exists(model):
-        raise MisuseError(f"argument --model: {model} is not allowed: no such file or directory")
+        raise r.MisuseError(f"argument --model: {model} is not allowed: no such file or directory")
 
 
 def converted(x: Experiment, model: str) -> Dict[str, Any]:
@@ -347,17 +313,17 @@ def converted(x: Experiment, model: str) -> Dict[str, Any]:
     try:
         flags = shlex.split(Path(folder, "flags.txt").read_text(encoding="utf-8"))
     except OSError:
-        raise MisuseError(
+        raise r.MisuseError(
             f"argument --model: {model} is not allowed: it is not a folder that fairseq-sam convert"
             " wrote (flags.txt is missing)"
         ) from None
     return {
         # Of the two kinds of them, RoBERTa has merges.
-        "is_bert": not os.path.exists(f"{folder}/merges.txt"),
+        "family": "roberta" if os.path.exists(f"{folder}/merges.txt") else "bert",
         "model_flags": flags,
         "model_file": f"{folder}/model.pt",
         "dictionary": f"{folder}/dict.txt",
-        "encode": words(
+        "encode": r.words(
             "{python} {root}/scripts/data/wordpiece.py {folder}", **x.values(folder=folder)
         ),
     }

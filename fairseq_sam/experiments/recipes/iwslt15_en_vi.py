@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, Iterator
 
-from fairseq_sam.experiments.command_lines import Download, Step
+from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.recipe import figures
 from fairseq_sam.experiments.recipes import translation
 from fairseq_sam.experiments.recipes.iwslt14_de_en import official
-from fairseq_sam.reporting.published import Published
 from fairseq_sam.reporting.scores import TOKENISED_BLEU
 
 URL = os.environ.get("IWSLT15_URL", "https://nlp.stanford.edu/projects/nmt/data/iwslt15.en-vi")
+TED_SETS = ("--valid", "tst2012", "--test", "tst2013")
 
 
 class EnVi(translation.Translation):
@@ -27,37 +26,33 @@ and every method with several seeds (the first 29 epochs, which are the same for
 seed), averages the last 10 checkpoints, translates the test set, and prints the paper's BLEU
 beside the measured one with its spread and a paired-bootstrap p-value. Hardware, time, disk and
 what the paper leaves open: docs/reproduce.md."""
-    examples = """
---gpus 1 --parallel 4 --extra '--fp16'
---small --data ~/corpora/iwslt15 --seeds 1 --methods baseline,ga_sam
---dry-run"""
-    data_help = (
-        "a folder with {train,valid,test}.{en,vi} (tst2012 and tst2013 will do for the latter "
-        "two), plain or .gz, tokenised or not; or with the official archive's train.tags.en-vi.* "
-        "and XML files (default: download)"
+    examples = """--gpus 1 --parallel 4 --extra '--fp16'
+--small --data ~/corpora/iwslt15 --seeds 1 --methods baseline,ga_sam"""
+    options = (
+        """
+    --data PATH   a folder with {train,valid,test}.{en,vi} (tst2012 and tst2013 will do for the
+                  latter two), plain or .gz, tokenised or not; or with the official archive's
+                  train.tags.en-vi.* and XML files (default: download)
+    """
+        + translation.Translation.options
     )
-    source, target = "en", "vi"
-    full_epochs = 52
+    sizes = {**translation.Translation.sizes, "epochs": (52, 6)}
     methods = translation.methods(
         sam="1.2e-3",
         asam="5e-4",
         layer_sam="1e-3",
         multi_step_defense="5e-4",
         ga_sam="0.9",
-        delta_sam="0.05",  # not in the paper
+        delta_sam="0.05",
         free_lb="--free-lb-steps 1 --free-lb-radius 0.02",
     )
-    published = {
-        "iwslt15_en_vi": Published(
-            translation.SOURCE,
-            {
-                TOKENISED_BLEU: figures("""
-                    baseline 30.60 ± 0.21, sam 30.79 ± 0.15, asam 30.81 ± 0.24,
-                    layer_sam 30.70 ± 0.27, multi_step_defense 30.95 ± 0.12, ga_sam 31.15 ± 0.29,
-                    free_lb 30.91 ± 0.09""")
-            },
-        )
-    }
+    published = r.paper(
+        "iwslt15_en_vi",
+        translation.SOURCE,
+        TOKENISED_BLEU,
+        """baseline 30.60 ± 0.21, sam 30.79 ± 0.15, asam 30.81 ± 0.24, layer_sam 30.70 ± 0.27,
+        multi_step_defense 30.95 ± 0.12, ga_sam 31.15 ± 0.29, free_lb 30.91 ± 0.09""",
+    )
     # Stanford's text has all pairs, in their case, and its Moses left the full stop on
     # abbreviations. As many types as the paper has come of words that occur five times.
     preparation = """
@@ -69,23 +64,17 @@ what the paper leaves open: docs/reproduce.md."""
 """
 
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        """Where the text is, and which of the two layouts it has."""
         data = x.options.data
-        corpus = ["--data", data or f"{x.out}/download"]
-        program = "parallel_text.py"
+        program, corpus = "parallel_text.py", ["--data", data or f"{x.out}/download"]
         if data and official(data):
-            program, corpus = "ted_corpus.py", [*("--archive", data), *TED_SETS]
-        return {**super().choose(x), "program": program, "corpus": corpus}
+            program, corpus = "ted_corpus.py", ["--archive", data, *TED_SETS]
+        more = {"source": "en", "target": "vi", "program": program, "corpus": corpus}
+        return {**super().choose(x), **more}
 
-    def downloads(self, x: Experiment) -> Iterator[Step]:
-        """Three sets in two languages."""
-        if x.options.data is None:
-            for part in ("train", "tst2012", "tst2013"):
-                for language in ("en", "vi"):
-                    name = f"{part}.{language}"
-                    yield Download(f"{URL}/{name}", f"{x.out}/download/{name}")
+    def downloads(self, x: Experiment) -> Iterator[r.Step]:
+        for part in () if x.options.data else ("train", "tst2012", "tst2013"):
+            for name in (f"{part}.en", f"{part}.vi"):
+                yield r.Download(f"{URL}/{name}", f"{x.out}/download/{name}")
 
-
-TED_SETS = ("--valid", "tst2012", "--test", "tst2013")
 
 RECIPE = EnVi()

@@ -11,21 +11,16 @@ import argparse
 import os
 from typing import Any, Dict, Iterator
 
-from fairseq_sam.commands.number_types import count, positive, whole_number
-from fairseq_sam.experiments.command_lines import Download, Step, words
-from fairseq_sam.experiments.errors import MisuseError
+from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import as_given, existing
-from fairseq_sam.experiments.recipe import Recipe, columns
 from fairseq_sam.experiments.recipes.glue import check_model, converted
-from fairseq_sam.reporting.published import Published
 
 URL = os.environ.get(
     "MIRROR_BERT_URL",
     "https://raw.githubusercontent.com/cambridgeltl/mirror-bert/main/data/mirror_corpus/"
     "stsbenchmark_train_10k_sents_random_sampled.txt",
 )
-SETTINGS = {
+FAMILIES = {
     "bert": {"rho": "0.1", "noise": "0.1", "pooling": "mean"},
     "roberta": {"rho": "0.02", "noise": "0.2", "pooling": "cls"},
 }
@@ -57,7 +52,7 @@ DELTA = f"{SAM} delta_sam --delta-sam-eta"
 NOISE = "--mirror-noise {noise}"
 
 
-class MirrorBert(Recipe):
+class MirrorBert(r.Recipe):
     """10,000 sentences, 50 updates; scored is the last checkpoint, on test and dev sets."""
 
     name = "mirror_bert"
@@ -72,9 +67,20 @@ r3f is noise alone, X_noise is X with noise. The paper's grid is sam and
 delta_sam{,_eta1e-3,_eta1e-2,_eta0.1} at 0.01, 0.02, 0.05 and 0.1, for instance: --methods
 baseline,sam@0.01,delta_sam_eta0.1@0.05. It chose on STS-B's development set, which the report has
 as "STS-B dev"."""
-    examples = """
---model bert-base --sts SentEval/data/downstream --gpus 1 --parallel 4
+    examples = """--model bert-base --sts SentEval/data/downstream --gpus 1 --parallel 4
 --model minilm --sts ~/corpora/sts --data ~/corpora/sentences.txt.gz --small --seeds 1"""
+    options = """
+    --model FOLDER   that fairseq-sam convert wrote, of bert-base-uncased or roberta-base in the
+                     paper
+    --sts DIR        SentEval's data/downstream: a folder with STS and SICK in it
+    --data PATH      sentences, one a line: a file, or a folder of *.txt, plain or .gz (default:
+                     download)
+    --epochs N
+    --batch N[2..]   sentences of an update, each the others' negative
+    --lr X
+    """
+    sizes = {"epochs": (1, 1), "batch": (200, 50), "lr": ("2e-5", "2e-5")}
+    settings = {"limit": ("", "--limit 1000")}
     methods = {
         "baseline": "--optimizer adam",
         "r3f": f"--optimizer adam {NOISE}",
@@ -112,66 +118,34 @@ as "STS-B dev"."""
     --output {run}/scores.json
 """
     published = {
-        f"mirror_{family}_sts": Published(SOURCE.format(model), columns(SETS, rows))
+        f"mirror_{family}_sts": r.Published(SOURCE.format(model), r.columns(SETS, rows))
         for (family, model), rows in PAPER.items()
     }
 
-    def add_options(self, parser: argparse._ArgumentGroup) -> None:
-        """Adds model, data and sizes."""
-        add = parser.add_argument
-        # fmt: off
-        add("--model", metavar="DIR",
-            help="a folder that fairseq-sam convert wrote, of bert-base-uncased or roberta-base in "
-                 "the paper")
-        add("--sts", type=existing, metavar="DIR",
-            help="SentEval's data/downstream: a folder with STS and SICK in it")
-        add("--data", type=existing, metavar="PATH",
-            help="sentences, one a line: a file, or a folder of *.txt, plain or .gz (default: "
-                 "download)")
-        add("--epochs", type=count, default=1, metavar="N", help="(default: %(default)s)")
-        add("--batch", type=whole_number(2), metavar="N",
-            help="sentences of an update, each the others' negative (default: 200, with --small "
-                 "50)")
-        add("--lr", type=as_given(positive), default="2e-5", metavar="X",
-            help="(default: %(default)s)")
-        # fmt: on
-
     def folder(self, options: argparse.Namespace) -> str:
-        """One for each model."""
         return f"mirror-{os.path.basename((options.model or '').rstrip('/'))}"
 
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        """Chooses what belongs to the model."""
         options = x.options
-        options.epochs = options.epochs or 1
-        options.batch = options.batch or (50 if options.small else 200)
         if x.shares > 1:
-            raise MisuseError(
+            raise r.MisuseError(
                 "arguments --gpus, --nodes: one GPU a training, whose batch has all of a "
                 "sentence's negatives"
             )
         check_model(x, options.model)
         model = converted(x, options.model)
         if options.sts is None:
-            raise MisuseError("argument --sts: is missing: a folder with STS and SICK in it")
+            raise r.MisuseError("argument --sts: is missing: a folder with STS and SICK in it")
         flags = model["model_flags"]
         family = "bert" if "bert" in flags[flags.index("--arch") + 1 :][:1] else "roberta"
-        return {
-            **model,
-            **SETTINGS[family],
-            **{"family": family, "lr": options.lr, "batch": options.batch, "sts": options.sts},
-            "tokenizer": f"{options.model}/tokenizer.json",
-            "cpu": [] if options.gpus else ["--cpu"],
-            "limit": words("--limit 1000") if options.small else [],
-        }
+        more = {"tokenizer": f"{options.model}/tokenizer.json", "family": family}
+        return {**model, **FAMILIES[family], **more, "cpu": [] if options.gpus else ["--cpu"]}
 
-    def downloads(self, x: Experiment) -> Iterator[Step]:
-        """The sentences."""
+    def downloads(self, x: Experiment) -> Iterator[r.Step]:
         if x.options.data is None:
-            yield Download(URL, f"{x.out}/download/sentences.txt")
+            yield r.Download(URL, f"{x.out}/download/sentences.txt")
 
     def table(self, x: Experiment) -> str:
-        """One for each model."""
         return f"mirror_{x.values()['family']}_sts"
 
 

@@ -9,23 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import shlex
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Sequence
 
-from fairseq_sam.commands.number_types import (
-    at_least_zero,
-    count,
-    num_steps,
-    positive,
-    seed,
-    whole_number,
-)
-from fairseq_sam.experiments.command_lines import Step, commands, words
-from fairseq_sam.experiments.errors import MisuseError
+from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import as_given, existing, flags_text
-from fairseq_sam.experiments.recipe import Recipe
+from fairseq_sam.experiments.options import choice
 
 METHODS = ("sam", "asam", "layer_sam", "multi_step_defense", "ga_sam", "delta_sam")
 SPLITS = ("train", "valid", "test")
@@ -38,6 +27,9 @@ SIZES = {
     "tiny": {"layers": 2, "width": 128, "ffn": 256, "dropout": 0.1},
     "small": {"layers": 3, "width": 256, "ffn": 512, "dropout": 0.3},
 }
+MAKE = """
+{python} {root}/scripts/data/number_corpus.py --pair {pair} --seed {seed} --out {corpus}
+"""
 TEXT = """
 {python} {root}/scripts/data/parallel_text.py --data {corpus} --source {source} --target {target} \\
     --out {dir} --cased --keep-abbreviations --keep-all --normalise --text {text}
@@ -59,7 +51,7 @@ BINARISE = """
 """
 
 
-class Quickstart(Recipe):
+class Quickstart(r.Recipe):
     """One seed, two runs; another method in the same folder adds a row."""
 
     name = "quickstart"
@@ -70,15 +62,38 @@ inside GA-SAM), averages the last checkpoints, translates the test set and compa
 (sacreBLEU on detokenised text), validation loss and seconds per epoch as a table, learning curves
 and sharpness as a plot. A rerun skips what is done and goes on where a killed run stopped.
 Another method with the same --out adds a row."""
-    examples = """
-
---optimizer sam --rho 0.05
+    examples = """--optimizer sam --rho 0.05
 --data ~/corpora/multi30k --pair de-en --epochs 12 --start-epoch 8"""
+    options = """
+    --pair SRC-TGT        languages; without --data any two that num2words knows
+    --data DIR            DIR/{train,valid,test}.{SRC,TGT}, each plain or .gz, instead of the made
+                          corpus
+    --text auto|raw|tokenized  tokenized if it is Moses-tokenized already; auto looks at it
+    --bpe N[0..1000000]   joint BPE merges, 0 for whole words (default: whole words if they cover
+                          the validation set, otherwise 300, with --data 4000)
+    --optimizer NAME      sam, asam, layer_sam, multi_step_defense, ga_sam or delta_sam
+    --rho X[0..]          radius of the perturbation (default: 0.00005 for ga_sam, else the method's
+                          own)
+    --steps N[1..1000]    ascent steps (default: the method's own)
+    --sam-extra 'FLAGS'   more flags for the sharpness-aware run only, e.g. '--sam-norm l2'
+    --label NAME          name of the sharpness-aware run (default: the method's)
+    --epochs N[1..10000]  (default: 30, with --data 10)
+    --start-epoch N       first epoch with the perturbation (default: halfway); those before are
+                          trained once
+    --model tiny|small    2+2 layers, 128 wide, or 3+3 layers, 256 wide
+    --max-tokens N        tokens in a batch (default: 1500, with --data 3000)
+    --lr X                peak learning rate
+    --average N           checkpoints to average
+    --seed SEED
+    """
+    sizes = {
+        **{"pair": ("de-en", "de-en"), "text": ("auto", "auto"), "model": ("tiny", "tiny")},
+        **{"optimizer": ("ga_sam", "ga_sam"), "lr": ("0.003", "0.003"), "average": (3, 3)},
+        **{"seed": (1, 1)},
+    }
     methods = {"adam": "--optimizer adam"}
-    first = "adam"
-    default = "adam"
+    first = default = "adam"
     one_seed = True
-    extras = "quickstart"
     remembered = (
         *("data", "pair", "text", "bpe", "model", "max_tokens", "lr", "epochs", "start_epoch"),
         *("average", "seed", "extra"),
@@ -101,175 +116,110 @@ rm -f {run}/checkpoints/checkpoint_best.pt
         --output {out}/report.md"""
     published = {}
 
-    def add_options(self, parser: argparse._ArgumentGroup) -> None:
-        """Adds the text, the method and the sizes."""
-        add = parser.add_argument
-        # fmt: off
-        add("--pair", default="de-en", metavar="SRC-TGT",
-            help="languages (default: %(default)s); without --data any two that num2words knows")
-        add("--data", type=existing, metavar="DIR",
-            help="DIR/{train,valid,test}.{SRC,TGT}, each plain or .gz, instead of the made corpus")
-        add("--text", choices=("auto", "raw", "tokenized"), default="auto",
-            help="raw, or tokenized if it is Moses-tokenized already (default: look at it)")
-        add("--bpe", type=whole_number(0, 1_000_000), metavar="N",
-            help="joint BPE merges, 0 for whole words (default: whole words if they cover the "
-                 "validation set, otherwise 300, with --data 4000)")
-        add("--optimizer", choices=METHODS, default="ga_sam", help="(default: %(default)s)")
-        add("--rho", type=as_given(at_least_zero), metavar="X",
-            help=f"radius of the perturbation (default: {GA_SAM_RHO} for ga_sam, else the "
-                 "method's own)")
-        add("--steps", type=num_steps, metavar="K",
-            help="ascent steps (default: the method's own)")
-        add("--sam-extra", type=flags_text, default="", metavar="'FLAGS'",
-            help="more flags for the sharpness-aware run only, e.g. '--sam-norm l2'")
-        add("--label", metavar="NAME",
-            help="name of the sharpness-aware run (default: the method's)")
-        add("--epochs", type=whole_number(1, 10_000), metavar="N",
-            help="(default: 30, with --data 10)")
-        add("--start-epoch", type=count, metavar="N",
-            help="first epoch with the perturbation (default: halfway); those before are trained "
-                 "once")
-        add("--model", choices=tuple(SIZES), default="tiny",
-            help="tiny (2+2 layers, 128 wide; default) or small (3+3 layers, 256 wide)")
-        add("--max-tokens", type=whole_number(1, 10**7), metavar="N",
-            help="tokens in a batch (default: 1500, with --data 3000)")
-        add("--lr", type=as_given(positive), default="0.003", metavar="X",
-            help="peak learning rate (default: %(default)s)")
-        add("--average", type=count, default=3, metavar="N",
-            help="checkpoints to average (default: %(default)s)")
-        add("--seed", type=seed, default=1, metavar="N", help="(default: %(default)s)")
-        # fmt: on
-
     def folder(self, options: argparse.Namespace) -> str:
-        """One for each corpus and pair."""
         name = f"{os.path.basename(options.data)}-" if options.data else ""
-        return f"quickstart-{name}{options.pair}"
+        return f"quickstart-{name}{options.pair or 'de-en'}"
 
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        """Chooses what was not given, and names the two runs."""
         options, is_made = x.options, x.options.data is None
-        source, target = languages_of(options.pair)
+        languages = languages_of(options.pair)
+        if not is_made:
+            check_files(options.data, languages)
+        choice("--optimizer", options.optimizer, METHODS)
         options.epochs = options.epochs or (30 if is_made else 10)
         options.start_epoch = options.start_epoch or options.epochs // 2 + 1
-        options.average = options.average or 3
-        for name in ("start_epoch", "average"):
-            if getattr(options, name) > options.epochs:
-                raise MisuseError(
-                    f"argument --{name.replace('_', '-')}: {getattr(options, name)} is not allowed:"
-                    f" there are {options.epochs} epochs"
-                )
-        if not is_made:
-            check_files(options.data, (source, target))
         options.max_tokens = options.max_tokens or (1500 if is_made else 3000)
-        options.seeds, label = [options.seed], options.label or options.optimizer
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", label) or label == "adam":
-            raise MisuseError(
-                f"argument --label: {label} is not allowed: it must be letters, digits, '.', '_' "
-                "and '-', and not adam"
+        options.seeds, options.label = [options.seed], options.label or options.optimizer
+        if not re.fullmatch("(?!adam$)[A-Za-z0-9_-][A-Za-z0-9._-]*", options.label):
+            raise r.MisuseError(
+                f"argument --label: {options.label} is not allowed: it must be letters, digits, "
+                "'.', '_' and '-', and not adam"
             )
-        options.methods, options.label = ["adam", label], label
-        rho = GA_SAM_RHO if options.rho is None and options.optimizer == "ga_sam" else options.rho
+        options.methods = ["adam", options.label]
+        rho = options.rho or (GA_SAM_RHO if options.optimizer == "ga_sam" else "")
         flags = f"--optimizer {options.optimizer} --base-optimizer adam"
-        flags += f" --sam-rho {rho}" if rho is not None else ""
+        flags += f" --sam-rho {rho}" if rho else ""
         flags += f" --sam-steps {options.steps}" if options.steps else ""
-        self.methods = {**type(self).methods, label: f"{flags} {options.sam_extra}"}
+        self.methods = {**type(self).methods, options.label: f"{flags} {options.sam_extra or ''}"}
         # Checkpoints are shared, so both runs need the criterion that the method needs.
         kind = "per_sentence_" if options.optimizer == "delta_sam" else ""
-        options.criterion = f"{kind}label_smoothed_cross_entropy"
         return {
-            **{"source": source, "target": target, "criterion": options.criterion},
-            **{"lr": options.lr, "max_tokens": options.max_tokens, "average": options.average},
-            "model": words(MODEL, **SIZES[options.model]),
+            **{"source": languages[0], "target": languages[1]},
+            "criterion": f"{kind}label_smoothed_cross_entropy",
+            "max_tokens": options.max_tokens,
+            "model": r.words(MODEL, **SIZES[options.model]),
             "corpus": options.data or f"{x.out}/corpus",
-            "text": options.text,
         }
 
-    def settings(self, x: Experiment) -> Dict[str, Any]:
-        """The flags of the sharpness-aware run belong to its name."""
-        label = x.options.label
-        run = self.methods[label].replace("--sam-", "").replace("rho ", "rho=")
-        return {**super().settings(x), "criterion": x.options.criterion, f"runs/{label}": run}
+    def recorded(self, x: Experiment) -> Dict[str, Any]:
+        run = self.methods[x.options.label].replace("--sam-rho ", "rho=")
+        values = {"criterion": x.values()["criterion"], f"runs/{x.options.label}": run}
+        return {**super().recorded(x), **values}
 
-    def downloads(self, x: Experiment) -> Iterator[Step]:
-        """Makes the corpus."""
-        if x.options.data is None:
-            yield from commands(
-                "{python} {root}/scripts/data/number_corpus.py --pair {pair} --seed {seed} "
-                "--out {corpus}",
-                **x.values(pair=x.options.pair, seed=x.options.seed),
-            )
+    def downloads(self, x: Experiment) -> Iterator[r.Step]:
+        yield from r.commands("" if x.options.data else MAKE, **x.values())
 
-    def prepare(self, x: Experiment, folder: str) -> Iterator[Step]:
-        """Tokenises, splits into subwords unless whole words will do, and numbers them."""
+    def prepare(self, x: Experiment, folder: str) -> Iterator[r.Step]:
         values = x.values(dir=folder)
-        yield from commands(TEXT, **values)
+        languages = (values["source"], values["target"])
+        yield from r.commands(TEXT, **values)
         merges = x.options.bpe
         if merges is None:
-            languages = (values["source"], values["target"])
             whole = x.options.data is None if x.dry else words_suffice(Path(folder), languages)
             merges = 0 if whole else 4000 if x.options.data else 300
         x.tell(f"{merges} BPE merges" if merges else "whole words")
-        yield from commands(LEARN if merges else "", merges=merges, **values)
+        yield from r.commands(LEARN if merges else "", merges=merges, **values)
         for part in SPLITS:
-            for language in (values["source"], values["target"]):
+            for language in languages:
                 split = APPLY if merges else WHOLE_WORDS
-                yield from commands(split, part=part, language=language, **values)
-        yield from commands(BINARISE, **values)
+                yield from r.commands(split, part=part, language=language, **values)
+        yield from r.commands(BINARISE, **values)
 
     def heading(self, x: Experiment) -> str:
-        """Names corpus and pair."""
         return f"Quickstart {os.path.basename(x.options.data or 'corpus')} {x.options.pair}"
 
     def reported(self, x: Experiment) -> List[str]:
-        """The runs of earlier commands in the same folder too."""
-        scored = Path(x.out, ".done").glob("score.*")
-        names = [name.partition("score.")[2] for name in sorted(path.name for path in scored)]
-        names = [name for name in names if not name.endswith(".lock")]
-        return [x.path(name, 1) for name in dict.fromkeys([*x.options.methods, *names])]
+        # The runs of earlier commands in the same folder too.
+        scored = sorted(path.name[6:] for path in Path(x.out, ".done").glob("score.*[!k]"))
+        return [x.path(name, 1) for name in dict.fromkeys([*x.options.methods, *scored])]
 
     def closing(self, x: Experiment) -> List[str]:
-        """Says what the table is worth, and what to try next."""
-        environment = shlex.quote(os.environ.get("VIRTUAL_ENV", ""))
-        activate = f"source {environment}/bin/activate" if environment != "''" else ""
+        models = " ".join(f"{x.path(name, 1)}/average.pt" for name in x.options.methods)
         return [
-            "one seed is no evidence: differences between seeds are often as large as these",
-            *([f"to use the environment: {activate}"] if activate else []),
+            "one seed is no evidence: seeds differ from each other as much as these two rows may",
+            f"to use the environment: source {os.environ.get('VIRTUAL_ENV', 'VENV')}/bin/activate",
             "to try next:",
-            f"  fairseq-sam robustness {x.out}/prepared/bin "
-            + " ".join(f"{x.path(name, 1)}/average.pt" for name in x.options.methods),
+            f"  fairseq-sam robustness {x.out}/prepared/bin {models}",
             "  bash scripts/quickstart.sh --optimizer sam --rho 0.05",
         ]
 
 
-def languages_of(pair: str) -> List[str]:
+def languages_of(pair: str) -> Sequence[str]:
     """Returns source and target.
 
     Raises:
         MisuseError: they are not two languages.
     """
-    found = re.fullmatch(r"([A-Za-z_]+)-([A-Za-z_]+)", pair)
-    if not found or found.group(1) == found.group(2):
-        raise MisuseError(
+    found = re.fullmatch("([A-Za-z_]+)-(?!\\1$)([A-Za-z_]+)", pair)
+    if not found:
+        raise r.MisuseError(
             f"argument --pair: {pair} is not allowed: it must be two different languages with a "
             "hyphen, such as de-en"
         )
-    return list(found.groups())
+    return found.groups()
 
 
-def check_files(folder: str, languages: Any) -> None:
+def check_files(folder: str, languages: Sequence[str]) -> None:
     """Refuses a folder without all files.
 
     Raises:
         MisuseError: naming the first that is missing.
     """
-    for part in SPLITS:
-        for language in languages:
-            name = f"{part}.{language}"
-            if not any(os.path.isfile(f"{folder}/{name}{end}") for end in ("", ".gz")):
-                raise MisuseError(
-                    f"argument --data: {folder} is not allowed: neither {name} nor {name}.gz is in "
-                    "it"
-                )
+    for name in (f"{part}.{language}" for part in SPLITS for language in languages):
+        if not any(os.path.isfile(f"{folder}/{name}{end}") for end in ("", ".gz")):
+            raise r.MisuseError(
+                f"argument --data: {folder} is not allowed: neither {name} nor {name}.gz is in it"
+            )
 
 
 def words_suffice(folder: Path, languages: Any) -> bool:
