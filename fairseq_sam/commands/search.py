@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     _check_arguments(args)
     require_fairseq()
     from fairseq_sam.experiments.errors import ExperimentError, MisuseError
-    from fairseq_sam.experiments.jobs import termination_interrupts
+    from fairseq_sam.experiments.processes import termination_interrupts
     from fairseq_sam.experiments.search.conduct import check_before, conduct
 
     try:

@@ -18,10 +18,13 @@ from fairseq_sam.experiments.errors import (
     OtherSettingsError,
 )
 from fairseq_sam.experiments.experiment import ROOT, Experiment
-from fairseq_sam.experiments.jobs import Job, Runner, duration, termination_interrupts
-from fairseq_sam.experiments.options import ARRAY, STAGES, parse, without
+from fairseq_sam.experiments.jobs import Job, Runner
+from fairseq_sam.experiments.option_types import without
+from fairseq_sam.experiments.options import ARRAY, STAGES, parse
+from fairseq_sam.experiments.processes import duration, termination_interrupts
 from fairseq_sam.experiments.recipe import Recipe
 from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
+from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
 from fairseq_sam.files import read_text, write_text
 
 _WAIT_SECONDS = 2.0
@@ -111,7 +114,11 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         runner = Runner(_slots(options), tell, lock, keep_going=True)
         runner.again = lambda job: f"{again} --job {job.name}"
         if options.job:
-            runner.run([_named(x, options.job)])
+            job = job_named(x, options.job)
+            if job.record.exists():  # as where a cluster repeats what it stopped
+                tell(f"{job.title}: done before")
+            else:
+                runner.run([job])
             return
         for number in range(options.stage, options.stop_stage + 1):
             if not do_stage(x, runner, number):
@@ -124,12 +131,12 @@ def do_stage(x: Experiment, runner: Runner, number: int) -> bool:
     if number >= 3 and number < 6:
         x.check_done("prepare", 2)
     if number == 6:
-        Runner([None], tell, counted=False).run([_report_job(x)])
+        Runner([None], tell, counted=False).run(jobs_of(x, number)[0])
         print(read_text(Path(x.out, "report.md")), end="", flush=True)
         for line in (f"table: {x.out}/report.md", *x.recipe.closing(x)):
             tell(line)
         return True
-    groups = x.stage(number)
+    groups = jobs_of(x, number)
     for jobs in groups:
         for job in jobs:
             if number == 5:
@@ -147,20 +154,6 @@ def do_stage(x: Experiment, runner: Runner, number: int) -> bool:
     return True
 
 
-def _report_job(x: Experiment) -> Job:
-    log, record = Path(x.out, "report.log"), x.record("report")
-    return Job("report", "stage 6: report", x.report, log, record)
-
-
-def _named(x: Experiment, name: str) -> Job:
-    jobs = [job for number in range(1, 6) for group in x.stage(number) for job in group]
-    for job in jobs:
-        if job.name == name:
-            return job
-    known = ", ".join(job.name for job in jobs)
-    raise MisuseError(f"argument --job: {name} is not allowed: choose from {known}")
-
-
 def _slots(options: argparse.Namespace) -> List[Optional[str]]:
     gpus = [] if options.launcher or not options.gpus else visible_gpus()
     return gpu_slots(gpus, max(options.gpus, 1), options.parallel)
@@ -168,10 +161,10 @@ def _slots(options: argparse.Namespace) -> List[Optional[str]]:
 
 def join(x: Experiment) -> None:
     """Takes part in what rank 0 launches."""
-    shared = [("shared", seed) for seed in x.options.seeds if (x.options.start_epoch or 1) > 1]
+    shared = [(SHARED, seed) for seed in x.options.seeds if (x.options.start_epoch or 1) > 1]
     runner = Runner(_slots(x.options), tell, counted=False)
     for method, seed in [*shared, *x.runs()]:
-        job = x.training_job(method, seed)
+        job = training_job(x, method, seed)
         tell(f"waiting for rank 0 to begin {job.title}")
         while not (job.log.parent / "launched").exists() and not job.record.exists():
             time.sleep(_WAIT_SECONDS)
@@ -196,10 +189,8 @@ def print_script(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         print(f"{name}={shlex.quote(place)}")
     print('export PYTHONPATH="$ROOT"')
     for number in range(x.options.stage, x.options.stop_stage + 1):
-        groups = x.stage(number) if number < 6 else [[_report_job(x)]]
-        for job in (job for group in groups for job in group):
-            title = job.title if number == 6 else f"stage {number}: {job.title}"
-            print(f"\n# {title}")
+        for job in (job for group in jobs_of(x, number) for job in group):
+            print(f"\n# stage {number}: {job.title}")
             for step in job.steps():
                 for line in shell_lines(step, places):
                     print(line)

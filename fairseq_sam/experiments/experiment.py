@@ -1,4 +1,4 @@
-"""One recipe with one command line: its folders, its command lines, and the jobs they make."""
+"""One recipe with one command line: its folders, and the commands that they make."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional
 from fairseq_sam.experiments.command_lines import Command, Step, commands, words
 from fairseq_sam.experiments.directory import set_aside
 from fairseq_sam.experiments.errors import ExperimentError, MisuseError
-from fairseq_sam.experiments.jobs import Job
-from fairseq_sam.experiments.log_lines import EpochLines
 from fairseq_sam.experiments.options import ARRAY
 from fairseq_sam.experiments.recipe import Recipe, perturbs
 from fairseq_sam.experiments.resumption import goes_on
@@ -37,7 +35,7 @@ _COPY = "cp {{shared}}/checkpoints/checkpoint{0}.pt {{run}}/checkpoints.incomple
 
 
 class Experiment:
-    """A recipe's jobs.
+    """A recipe's commands.
 
     Args:
         recipe: what the table is made of.
@@ -96,14 +94,15 @@ class Experiment:
 
     def path(self, method: str, seed: int) -> str:
         """Returns the folder of a run."""
-        return f"{self.out}/runs/{method}{self._seeded('/', seed)}"
+        return f"{self.out}/runs/{method}{self.seeded('/', seed)}"
 
-    def _seeded(self, sign: str, seed: int) -> str:
+    def seeded(self, sign: str, seed: int) -> str:
+        """Returns what names a seed, nothing where there is one only."""
         return "" if self.recipe.one_seed else f"{sign}seed{seed}"
 
     def shared_path(self, seed: int) -> str:
         """Returns the folder of the epochs that all methods share."""
-        return f"{self.out}/shared{self._seeded('/', seed)}"
+        return f"{self.out}/shared{self.seeded('/', seed)}"
 
     def done(self, name: str) -> bool:
         """Tells whether a job is done; in a dry run none is."""
@@ -237,7 +236,7 @@ class Experiment:
         values = self.values(runs=runs, table=table, title=title, flags=flags)
         return commands(self.recipe.report_text(self), **values)
 
-    # ---- jobs -----------------------------------------------------------------------------------
+    # ---- what there is to do --------------------------------------------------------------------
 
     def runs(self, method: Optional[bool] = None) -> List[tuple]:
         """Returns methods with seeds; with ``method`` only the baseline's, or only the others'."""
@@ -247,73 +246,26 @@ class Experiment:
             pair for pair in pairs if method is None or (pair[0] == self.recipe.first) is method
         ]
 
-    def stage(self, number: int) -> List[List[Job]]:
-        """Returns the jobs of a stage, in groups that follow each other."""
-        if number == 1:
-            return [[self._job("download", "getting the data", self._download)]]
-        if number == 2:
-            return [[self._job("prepare", "preparing the data", self._prepare)]]
-        if number == 3:
-            return [self._shared_jobs()]
-        if number == 4:
-            return [[self.training_job(*run) for run in self.runs()]]
-        # The baseline's first: others are compared with them.
-        return [[self._score_job(*run) for run in self.runs(first)] for first in (True, False)]
-
-    def _shared_jobs(self) -> List[Job]:
-        if (self.options.start_epoch or 1) > 1:
-            return [self.training_job("shared", seed) for seed in self.options.seeds]
-        pretraining = list(self.recipe.pretraining(self))
-        if not pretraining:
-            return []
-        log = Path(self.out, "pretrain", "train.log")
-        steps = [self._behind(replace(command, log=str(log))) for command in pretraining]
-        return [self._job("pretrain", "pretraining", lambda: steps, log, trains=True)]
-
-    def training_job(self, method: str, seed: int) -> Job:
-        """Returns the job that trains a method, or "shared", the epochs that all share."""
-        shared = method == "shared"
-        folder = self.shared_path(seed) if shared else self.path(method, seed)
-
-        def steps() -> Iterable[Step]:
-            return self.train_shared(seed) if shared else self.train(method, seed)
-
-        name = f"train.{method}{self._seeded('.', seed)}"
-        title = f"{'the shared epochs' if shared else method} with seed {seed}"
-        return self._job(name, f"training {title}", steps, self.train_log(folder), trains=True)
-
-    def _score_job(self, method: str, seed: int) -> Job:
-        log = Path(self.path(method, seed), "score.log")
-        name = f"score.{method}{self._seeded('.', seed)}"
-        title = f"scoring {method} with seed {seed}"
-        return self._job(name, title, lambda: self.score(method, seed), log)
-
-    def _job(
-        self,
-        name: str,
-        title: str,
-        steps: Callable[[], Iterable[Step]],
-        log: Optional[Path] = None,
-        trains: bool = False,
-    ) -> Job:
-        log = log or Path(self.out, f"{name}.log")
-        job = Job(name, title, steps, log, self.record(name))
-        if trains:
-            label = title.replace("training ", "").replace(" with", "")
-            job.watch = EpochLines(log, lambda line: self.tell(f"  {label}: {line}")).look
-        return job
-
-    def _download(self) -> Iterator[Step]:
+    def download(self) -> Iterator[Step]:
+        """Yields what gets the data."""
         yield from commands("mkdir -p {out}/download", out=self.out)
         yield from self.recipe.downloads(self)
 
-    def _prepare(self) -> Iterator[Step]:
+    def prepare(self) -> Iterator[Step]:
+        """Yields what prepares the data; they are there when all of it is done."""
         folder = f"{self.out}/prepared.incomplete"
         yield from commands(
             "rm -rf {folder} {prepared}\nmkdir -p {folder}", **self.values(folder=folder)
         )
         yield from self.recipe.prepare(self, folder)
         yield from commands("mv {folder} {prepared}", **self.values(folder=folder))
+
+    def pretrain(self) -> Iterator[Step]:
+        """Yields what is trained once before all."""
+        for command in self.recipe.pretraining(self):
+            trains = "fairseq_cli.train" in command.words
+            log = f"{self.out}/pretrain/train.log" if trains else ""
+            yield self._behind(replace(command, log=log))
 
     def check_done(self, name: str, number: int) -> None:
         """Refuses to go on where an earlier stage has not been done.

@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
 from fairseq_sam.experiments.command_lines import Command, Step, shell_line
 from fairseq_sam.experiments.downloads import DownloadError, download
 from fairseq_sam.experiments.errors import JobError
 from fairseq_sam.experiments.log_lines import last_lines
+from fairseq_sam.experiments.processes import Progress, cores, end_group
 from fairseq_sam.files import write_json
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 10.0
 
 Record = Dict[str, Any]
 
@@ -118,7 +116,7 @@ class Runner:
         waiting, free = list(jobs), list(self.slots)
         records: Dict[str, Record] = {}
         failed: List[Tuple[Job, str]] = []
-        progress = _Progress(len(jobs), len(free))
+        progress = Progress(len(jobs), len(free))
         with ThreadPoolExecutor(len(free)) as pool:
             working: Dict[Future, Tuple[Job, Optional[str]]] = {}
             try:
@@ -226,62 +224,5 @@ class Runner:
         self._stopping.set()
 
 
-@contextlib.contextmanager
-def termination_interrupts() -> Iterator[None]:
-    """Lets SIGTERM end the work in good order too, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _look_away(_: int) -> str:
     return ""
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Ends a process and what it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
-
-
-@dataclass
-class _Progress:
-    """How far jobs are, and how long the others will take at that speed."""
-
-    count: int
-    slots: int
-    begin: float = field(default_factory=time.monotonic)
-
-    def line(self, done: int) -> str:
-        so_far = time.monotonic() - self.begin
-        left = so_far / done * (self.count - done)
-        return f"run {done} of {self.count}, {duration(so_far)} so far, about {duration(left)} left"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in words.
-
-    >>> duration(5), duration(130), duration(4200)
-    ('5 s', '2 min', '1 h 10 min')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
-def cores() -> int:
-    """Returns the number of cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shlex
 from typing import Any, Callable, Dict, List, Sequence
 
 from fairseq_sam.commands.number_types import (
@@ -16,6 +14,15 @@ from fairseq_sam.commands.number_types import (
     whole_number,
 )
 from fairseq_sam.experiments.errors import MisuseError
+from fairseq_sam.experiments.option_types import (
+    address,
+    as_given,
+    choice,
+    existing,
+    flags_text,
+    joined,
+    list_of,
+)
 from fairseq_sam.experiments.recipe import BASELINE, Recipe, perturbs
 
 _OPTION = re.compile(r"^ *(--[a-z0-9-]+|task) (\S+)((?:  .*)?(?:\n {8,}.*)*)", re.MULTILINE)
@@ -101,7 +108,7 @@ def _add_what(group: argparse._ArgumentGroup, recipe: Recipe) -> None:
     if not recipe.one_seed:
         add("--methods", default=recipe.default, metavar="LIST",
             help="by comma; METHOD@RHO sets another radius, e.g. baseline,sam,sam@1e-3,ga_sam@5%%")
-        add("--seeds", type=_list_of(seed), default=recipe.seeds, metavar="LIST",
+        add("--seeds", type=list_of(seed), default=recipe.seeds, metavar="LIST",
             help="by comma (default: %(default)s)")
         add("--small", action="store_true",
             help="a tiny model and few epochs, to try it on a laptop")
@@ -131,7 +138,7 @@ def _add_where(group: argparse._ArgumentGroup) -> None:
         help="machines for each training, which share --out: start this on each of them")
     add("--node-rank", type=whole_number(0, 999), default=0, metavar="R",
         help="which of them this is; 0 does everything, others take part in its trainings")
-    add("--master", type=_address, default="localhost:29500", metavar="HOST:PORT",
+    add("--master", type=address, default="localhost:29500", metavar="HOST:PORT",
         help="where torchrun finds rank 0 (default: %(default)s)")
     add("--launcher", default="", metavar="'COMMAND'",
         help="goes before every training and scoring, e.g. 'srun --gpus 1'; the word array writes "
@@ -189,96 +196,3 @@ def methods_of(recipe: Recipe, text: str) -> List[str]:
     if not found:
         raise MisuseError("argument --methods: at least one is wanted")
     return sorted(found, key=lambda method: method != BASELINE)
-
-
-def choice(flag: str, value: str, allowed: Sequence[str]) -> str:
-    """Checks a value that is one of several.
-
-    Raises:
-        MisuseError: it is none of them.
-    """
-    if value not in allowed:
-        raise MisuseError(
-            f"argument {flag}: {value} is not allowed: choose from {', '.join(allowed)}"
-        )
-    return value
-
-
-def _list_of(kind: Callable[[str], int]) -> Callable[[str], List[int]]:
-    def convert(text: str) -> List[int]:
-        found = list(dict.fromkeys(kind(part) for part in re.split("[, ]+", text) if part))
-        if not found:
-            raise argparse.ArgumentTypeError("at least one is wanted")
-        return found
-
-    return convert
-
-
-def flags_text(text: str) -> str:
-    """Checks flags that are one word on the command line.
-
-    Raises:
-        argparse.ArgumentTypeError: their quotes do not match.
-    """
-    try:
-        shlex.split(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: {error}") from None
-    return text
-
-
-def _address(text: str) -> str:
-    if not re.fullmatch(r"[^:]+:[0-9]{1,5}", text):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: it must be HOST:PORT")
-    return text
-
-
-def without(arguments: Sequence[str], *flags: str) -> List[str]:
-    """Returns arguments without some flags, each of which has a value.
-
-    >>> without(["a", "--stage", "3", "--job=x", "--seeds", "1"], "--stage", "--job")
-    ['a', '--seeds', '1']
-    """
-    kept: List[str] = []
-    is_value = False
-    for argument in arguments:
-        if not is_value and argument.partition("=")[0] not in flags:
-            kept.append(argument)
-        is_value = not is_value and argument in flags
-    return kept
-
-
-def joined(arguments: Sequence[str], *flags: str) -> List[str]:
-    """Joins flags to their values, which may begin with a hyphen, as flags do.
-
-    >>> joined(["--extra", "--fp16", "--small"], "--extra")
-    ['--extra=--fp16', '--small']
-    """
-    found: List[str] = []
-    for argument in arguments:
-        if found and found[-1] in flags:
-            found[-1] = f"{found[-1]}={argument}"
-        else:
-            found.append(argument)
-    return found
-
-
-def existing(text: str) -> str:
-    """Converts the name of a file or folder that must be there; relative ones become absolute.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    if not os.path.exists(text):
-        raise argparse.ArgumentTypeError(f"{text} is not allowed: no such file or directory")
-    return os.path.abspath(text)
-
-
-def as_given(kind: Callable[[str], float]) -> Callable[[str], str]:
-    """Returns the type of a number that is passed on as it was written."""
-
-    def convert(text: str) -> str:
-        kind(text)
-        return text
-
-    return convert

@@ -16,6 +16,7 @@ from fairseq_sam.experiments.command_lines import Command, commands
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import BusyError, JobError, OtherSettingsError
 from fairseq_sam.experiments.jobs import Job, Runner
+from fairseq_sam.experiments.processes import duration
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +125,7 @@ class TestRunner:
         assert not (folder / "done" / "a").exists()
 
     def test_durations_in_words(self):
-        assert [jobs.duration(s) for s in (0.4, 89, 90, 3599, 4200)] == [
+        assert [duration(s) for s in (0.4, 89, 90, 3599, 4200)] == [
             *("0 s", "89 s", "2 min", "1 h 0 min", "1 h 10 min"),
         ]
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Dict, Sequence
+from typing import ClassVar, Dict, Mapping, Sequence
+
+from fairseq_sam.experiments.experiment import Experiment
+from fairseq_sam.experiments.recipe import Recipe
 
 SOURCE = "Zhang et al., GA-SAM, EMNLP 2022, Tables 2 and 3: mean ± standard deviation of 4 runs"
 
@@ -47,12 +50,29 @@ def alias(linf: str, l2: str) -> Dict[str, str]:
     return {"ablations": ",".join(names)}
 
 
+class WithAblations(Recipe):
+    """A table with the variants: they have another one in the paper, and a plot.
+
+    Attributes:
+        own: the metric, and the radius of ga_sam, for the plot.
+    """
+
+    own: ClassVar[Mapping[str, str]]
+    default = "baseline,sam,asam,layer_sam,multi_step_defense,ga_sam"
+
+    def table(self, x: Experiment) -> str:
+        return self.name + ("_ablation" if _among(x.options.methods) else "")
+
+    def report_text(self, x: Experiment) -> str:
+        plot = PLOT.format(**self.own) if _among(x.options.methods) else ""
+        return super().report_text(x) + plot
+
+
 PLOT = """
-{python} {root}/scripts/ablation_plot.py --runs {out}/runs --metric {own_metric} \\
-    --radius {own_radius} --paper {table} --out {out}/ablations.png
+{{python}} {{root}}/scripts/ablation_plot.py --runs {{out}}/runs --metric {metric} \\
+    --radius {radius} --paper {{table}} --out {{out}}/ablations.png
 """
 
 
-def suffix(names: Sequence[str]) -> str:
-    """Returns what the name of the paper's table ends with, where there are ablations in it."""
-    return "_ablation" if any(n.startswith(("ga_sam_", "ga_sam@")) for n in names) else ""
+def _among(names: Sequence[str]) -> bool:
+    return any(name.startswith(("ga_sam_", "ga_sam@")) for name in names)

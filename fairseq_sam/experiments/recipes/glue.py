@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import choice
+from fairseq_sam.experiments.option_types import choice
 from fairseq_sam.experiments.recipes import classification
 
 URL = os.environ.get("GLUE_URL", "https://dl.fbaipublicfiles.com/glue/data")

@@ -33,7 +33,7 @@ BINARISE = """
 """
 
 
-class Lstm(r.Recipe):
+class Lstm(ablations.WithAblations):
     """42,068, 3,370 and 3,761 lines of 10,000 word types."""
 
     name = "lstm_ptb"
@@ -78,7 +78,6 @@ scripts/ablation.sh."""
             ga_sam_weight="1e-7",
         ),
     }
-    default = "baseline,sam,asam,layer_sam,multi_step_defense,ga_sam"
     remembered = ("data", "small", "epochs", "width", "lr", "extra")
     shared = """--user-dir {root}/fairseq_sam --task language_modeling --arch lstm_lm
         --decoder-layers 2 --decoder-embed-dim {width} --decoder-hidden-size {width}
@@ -92,8 +91,7 @@ scripts/ablation.sh."""
     --checkpoint {run}/checkpoints/checkpoint_best.pt --data {bin} --subset test \\
     --metrics perplexity --output {run}/scores.json
 """
-    report = r.Recipe.report + ablations.PLOT
-    own = {"own_metric": "Perplexity", "own_radius": "8e-6"}
+    own = {"metric": "Perplexity", "radius": "8e-6"}
     published = {
         **r.paper(
             "lstm_ptb",
@@ -124,7 +122,7 @@ scripts/ablation.sh."""
         return ablations.alias("2e-6 5e-6 1e-5 2e-5 5e-5", "1e-4 5e-4 1e-3 5e-3 1e-2 5e-2")
 
     def choose(self, x: Experiment) -> Dict[str, Any]:
-        return {"batch": x.per_worker(20), **self.own}
+        return {"batch": x.per_worker(20)}
 
     def downloads(self, x: Experiment) -> Iterator[r.Step]:
         for name in () if x.options.data else [f"ptb.{part}.txt" for part in SPLITS]:
@@ -137,12 +135,6 @@ scripts/ablation.sh."""
             unpack, end = (["gunzip", "-c"], ".gz") if packed else ("cat", "")
             yield from r.commands(TEXT, part=part, unpack=unpack, end=end, **values)
         yield from r.commands(BINARISE, **values)
-
-    def table(self, x: Experiment) -> str:
-        return self.name + ablations.suffix(x.options.methods)
-
-    def report_text(self, x: Experiment) -> str:
-        return self.report if ablations.suffix(x.options.methods) else r.Recipe.report
 
 
 RECIPE = Lstm()

@@ -14,7 +14,7 @@ from typing import Any, Dict, Iterator, List, Sequence
 
 from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.options import choice
+from fairseq_sam.experiments.option_types import choice
 
 METHODS = ("sam", "asam", "layer_sam", "multi_step_defense", "ga_sam", "delta_sam")
 SPLITS = ("train", "valid", "test")

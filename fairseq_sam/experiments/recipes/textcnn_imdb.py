@@ -36,7 +36,7 @@ mkdir -p {dir}
 """
 
 
-class TextCnn(r.Recipe):
+class TextCnn(ablations.WithAblations):
     """25,000 reviews to train, a tenth of them to validate, 25,000 to test; MR in ten folds."""
 
     name = "textcnn_imdb"
@@ -85,7 +85,6 @@ scripts/ablation.sh."""
             ga_sam_weight="5e-6",
         ),
     }
-    default = "baseline,sam,asam,layer_sam,multi_step_defense,ga_sam"
     remembered = ("data", "dataset", "small", "epochs", "extra")
     shared = """--user-dir {root}/fairseq_sam --task sentence_prediction --num-classes 2
         --arch textcnn --windows '3,4,5' --dropout 0.5 --shorten-method truncate
@@ -93,8 +92,7 @@ scripts/ablation.sh."""
         --criterion per_sentence_sentence_prediction --best-checkpoint-metric accuracy
         --maximize-best-checkpoint-metric --no-epoch-checkpoints"""
     score = classification.SCORE
-    report = r.Recipe.report + ablations.PLOT
-    own = {"own_metric": "Accuracy", "own_radius": "1e-4"}
+    own = {"metric": "Accuracy", "radius": "1e-4"}
     published = {
         **r.paper(
             "textcnn_imdb",
@@ -147,7 +145,7 @@ scripts/ablation.sh."""
         options.epochs = options.epochs or (3 if options.small else 25 if is_mr else 10)
         batch = str(x.per_worker(BATCH[options.dataset]))
         sizes = [*r.words(SIZES[options.dataset]), batch]
-        return {"base": BASE[options.dataset], "sizes": sizes, **self.own}
+        return {"base": BASE[options.dataset], "sizes": sizes}
 
     def downloads(self, x: Experiment) -> Iterator[r.Step]:
         if x.options.data is None:
@@ -168,15 +166,10 @@ scripts/ablation.sh."""
         return {"bin": f"{x.out}/prepared{fold}/bin"}
 
     def table(self, x: Experiment) -> str:
-        if x.options.dataset == "mr":
-            return "textcnn_mr"
-        return self.name + ablations.suffix(x.options.methods)
+        return "textcnn_mr" if x.options.dataset == "mr" else super().table(x)
 
     def heading(self, x: Experiment) -> str:
         return "TextCNN on MR, ten folds" if x.options.dataset == "mr" else self.title
-
-    def report_text(self, x: Experiment) -> str:
-        return self.report if ablations.suffix(x.options.methods) else r.Recipe.report
 
 
 def reviews(data: str) -> str:

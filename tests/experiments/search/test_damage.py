@@ -18,14 +18,6 @@ MADE = ROOT / "tests" / "experiments" / "search" / "made_trainer.py"
 TRAIN = ["data", "--optimizer", "ga_sam", "--max-epoch", "3", "--cpu"]
 
 
-@pytest.fixture(autouse=True)
-def _made_trainer(request, monkeypatch):
-    if "corpus" not in request.fixturenames:
-        monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(MADE)))
-        monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
-
-
 def search(out, *flags, options=()):
     limits = ["--lowest", "1e-3", "--highest", "1e-3", "--max-runs", "3"]
     command = ["search", "--out", out, *limits, *options, "--", *TRAIN, *flags]

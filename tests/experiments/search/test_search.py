@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.experiments import jobs
 from fairseq_sam.experiments.directory import locked
-from fairseq_sam.experiments.search import command_check, runner
 from fairseq_sam.experiments.slots import gpu_slots
 from tests.experiments.search.made_trainer import write_checkpoint
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
@@ -21,15 +19,6 @@ from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
 OPTIMUM = 3e-3
 MADE = ROOT / "tests" / "experiments" / "search" / "made_trainer.py"
 TRAIN = ["data", "--optimizer", "ga_sam", "--max-epoch", "3", "--cpu"]
-
-
-@pytest.fixture(autouse=True)
-def _made_trainer(request, monkeypatch):
-    """Puts tests/experiments/search/made_trainer.py in place of fairseq-train."""
-    if "corpus" not in request.fixturenames:
-        monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(MADE)))
-        monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
-    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
 
 
 def search(out, *flags, options=()):
