@@ -85,7 +85,7 @@ def spread(low: int, high: int, count: int) -> List[int]:
     """Returns up to ``count`` whole numbers that divide what is strictly between evenly.
 
     >>> spread(-7, 2, 1), spread(-7, 2, 2), spread(0, 3, 5)
-    ([-3], [-4, -1], [1, 2])
+    ([-2], [-4, -1], [1, 2])
     """
     count = min(count, high - low - 1)
     return [low + math.ceil((high - low) * part / (count + 1)) for part in range(1, count + 1)]
