@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tupl
 
 from fairseq_sam.experiments.command_lines import Command, Step, shell_line
 from fairseq_sam.experiments.downloads import DownloadError, download
-from fairseq_sam.experiments.errors import JobError
+from fairseq_sam.experiments.errors import ExperimentError, JobError
 from fairseq_sam.experiments.log_lines import last_lines
 from fairseq_sam.experiments.processes import Progress, cores, end_group
 from fairseq_sam.files import write_json
@@ -116,11 +116,11 @@ class Runner:
         waiting, free = list(jobs), list(self.slots)
         records: Dict[str, Record] = {}
         failed: List[Tuple[Job, str]] = []
-        progress = Progress(len(jobs), len(free))
+        progress = Progress(len(jobs))
+        working: Dict[Future, Tuple[Job, Optional[str]]] = {}
         with ThreadPoolExecutor(len(free)) as pool:
-            working: Dict[Future, Tuple[Job, Optional[str]]] = {}
             try:
-                while (waiting and (self.keep_going or not failed)) or working:
+                while working or (waiting and (self.keep_going or not failed)):
                     while waiting and free and (self.keep_going or not failed):
                         job, slot = waiting.pop(0), free.pop(0)
                         working[pool.submit(self._do, job, slot)] = (job, slot)
@@ -128,23 +128,25 @@ class Runner:
                     for future in wait(working, 0.1, FIRST_COMPLETED).done:
                         job, slot = working.pop(future)
                         free.append(slot)
-                        error = future.exception()
-                        if error is None:
-                            records[job.name] = future.result()
-                        elif isinstance(error, (JobError, DownloadError, OSError)):
-                            failed.append((job, str(error)))
-                            self.tell(f"{job.title}: failed: {error}")
-                            if not self.keep_going:
-                                self._stop()
-                        else:
-                            raise error
+                        self._settle(future, job, records, failed)
                         if self.counted and (waiting or working):
                             self.tell(progress.line(len(jobs) - len(waiting) - len(working)))
             finally:
-                self._stop()
+                self._stopping.set()
         if failed:
             self._report(failed, len(jobs))
         return records
+
+    def _settle(
+        self, future: Future, job: Job, records: Dict[str, Record], failed: List[Tuple[Job, str]]
+    ) -> None:
+        try:
+            records[job.name] = future.result()
+        except (ExperimentError, DownloadError, OSError) as error:
+            failed.append((job, str(error)))
+            self.tell(f"{job.title}: failed: {error}")
+            if not self.keep_going:
+                self._stopping.set()
 
     def _report(self, failed: List[Tuple[Job, str]], count: int) -> None:
         if not self.keep_going or count == 1:
@@ -219,9 +221,6 @@ class Runner:
             threads = max(1, cores() // len(self.slots))
             environment.setdefault("OMP_NUM_THREADS", str(threads))
         return environment
-
-    def _stop(self) -> None:
-        self._stopping.set()
 
 
 def _look_away(_: int) -> str:

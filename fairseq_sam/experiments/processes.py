@@ -43,7 +43,6 @@ class Progress:
     """How far jobs are, and how long the others will take at that speed."""
 
     count: int
-    slots: int
     begin: float = field(default_factory=time.monotonic)
 
     def line(self, done: int) -> str:
