@@ -47,7 +47,8 @@ def main(program: str, arguments: Sequence[str]) -> int:
             given = getattr(options, corpus)
             data = ["--data", given] if given else []
             ours = [*check, "--methods", "ablations", "--out", os.path.join(out, table), *data]
-            status = conduct.main(recipe_of(recipe), f"bash scripts/{recipe}.sh", [*ours, *rest])
+            script = program.replace("ablation.sh", f"{recipe}.sh")
+            status = conduct.main(recipe_of(recipe), script, [*ours, *rest])
             if status:
                 return status
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import sys
 import time
@@ -105,13 +106,13 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         return
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(locked(out / ".lock", shared=bool(options.job)))
+        locks = [stack.enter_context(locked(out / ".lock", shared=bool(options.job)))]
         if options.job:
-            lock = stack.enter_context(locked(out / ".done" / f"{options.job}.lock"))
+            locks.append(stack.enter_context(locked(out / ".done" / f"{options.job}.lock")))
         check_settings(out, x.recipe.recorded(x), tell)
         kept = without(arguments, "--stage", "--stop-stage", "--launcher")
-        again = shlex.join([*program.split(), *kept])
-        runner = Runner(_slots(options), tell, lock, keep_going=True)
+        again = f"{program} {shlex.join(kept)}"
+        runner = Runner(_slots(options), tell, locks, keep_going=True)
         runner.again = lambda job: f"{again} --job {job.name}"
         if options.job:
             job = job_named(x, options.job)
@@ -199,7 +200,8 @@ def print_script(x: Experiment, program: str, arguments: Sequence[str]) -> None:
 def write_array(x: Experiment, runner: Runner, jobs: Sequence[Job], number: int) -> None:
     """Writes jobs as the commands of an array job, and says how to submit it."""
     path = Path(x.out, f"array.stage{number}.txt")
-    write_text(path, "".join(f"{runner.again(job)}\n" for job in jobs))
+    begin = f"cd {shlex.quote(os.getcwd())} && "
+    write_text(path, "".join(f"{begin}{runner.again(job)}\n" for job in jobs))
     tell(f"{len(jobs)} commands in {path}; submit them, and run this again when they are done:")
     line = f'sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(path))} | bash'
     print(f"sbatch --array=1-{len(jobs)} --wrap {shlex.quote(line)}")

@@ -90,7 +90,7 @@ class Runner:
     Attributes:
         slots: ``CUDA_VISIBLE_DEVICES`` of each job that may be at work at once (None leaves it).
         tell: is called with a line when a job starts and ends.
-        lock: a file descriptor for processes to inherit, None for none.
+        locks: file descriptors for processes to inherit.
         keep_going: does the other jobs where one fails.
         again: names the command that repeats a job, for the list of what failed.
         counted: says how far it is after each job.
@@ -98,7 +98,7 @@ class Runner:
 
     slots: Sequence[Optional[str]]
     tell: Callable[[str], None]
-    lock: Optional[int] = None
+    locks: Sequence[int] = ()
     keep_going: bool = False
     again: Callable[[Job], str] = lambda job: ""
     counted: bool = True
@@ -199,7 +199,7 @@ class Runner:
                 stderr=log,
                 env=self._environment(slot),
                 start_new_session=True,  # a group to be ended as a whole; Ctrl-C reaches only us
-                pass_fds=() if self.lock is None else (self.lock,),
+                pass_fds=self.locks,
             )
         watch = job.watch if command.log else _look_away
         while True:

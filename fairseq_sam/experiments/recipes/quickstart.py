@@ -189,7 +189,7 @@ rm -f {run}/checkpoints/checkpoint_best.pt
             "one seed is no evidence: seeds differ from each other as much as these two rows may",
             f"to use the environment: source {os.environ.get('VIRTUAL_ENV', 'VENV')}/bin/activate",
             "to try next:",
-            f"  fairseq-sam robustness {x.out}/prepared/bin {models}",
+            f"  fairseq-sam robustness {x.out}/prepared/bin {models} --radii 0.5,1",
             "  bash scripts/quickstart.sh --optimizer sam --rho 0.05",
         ]
 

@@ -81,7 +81,7 @@ class TrialRunner:
         """
         ended = {trial: self._ended(trial) for trial in trials}
         jobs = [self._job(trial) for trial, result in ended.items() if result is None]
-        Runner(self.slots, self.tell, self.lock, counted=False).run(jobs)
+        Runner(self.slots, self.tell, [self.lock], counted=False).run(jobs)
         results = {trial: result or self._ended(trial) for trial, result in ended.items()}
         return {trial: result for trial, result in results.items() if result is not None}
 
