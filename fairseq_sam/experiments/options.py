@@ -44,7 +44,7 @@ def build_parser(recipe: Recipe, program: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog=program,
         description=recipe.about,
-        usage=f"{program} [OPTIONS]",
+        usage=f"{program} [OPTIONS]".replace("%", "%%"),
         epilog=_epilog(recipe, program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -200,7 +200,8 @@ class TestDeEn:
         assert not other.exists()
         folder = tmp_path / "bin"
         folder.mkdir()
-        (folder / "python").symlink_to(sys.executable)
+        (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (folder / "python").chmod(0o755)
         environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
         result = subprocess.run(
             [BASH], input=printed.stdout, env=environment, capture_output=True, text=True
