@@ -26,7 +26,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
     check = [argument for argument in arguments if argument == "--check"]
     parser = Parser(
         prog=program,
-        usage=f"{program} [OPTIONS] [OPTIONS OF THE TWO SCRIPTS]",
+        usage=f"{program} [OPTIONS] [OPTIONS OF THE TWO SCRIPTS]".replace("%", "%%"),
         description=_ABOUT,
         epilog=_EXAMPLES.format(program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
