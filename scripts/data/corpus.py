@@ -102,11 +102,12 @@ def use_utf8() -> None:
 def run(
     parser: argparse.ArgumentParser,
     prepare: Callable[[argparse.Namespace], None],
+    to_file: bool = False,
 ) -> int:
-    """Makes the folder of ``--out``, prepares, returns the exit status; a failure is one line."""
+    """Makes ``--out`` (or its folder), prepares, returns the exit status; a failure is one line."""
     args = parser.parse_args()
     try:
-        (args.out.parent if args.out.suffix else args.out).mkdir(parents=True, exist_ok=True)
+        (args.out.parent if to_file else args.out).mkdir(parents=True, exist_ok=True)
         prepare(args)
     except (CorpusError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="a file, or a folder")
     parser.add_argument("--limit", type=count, help="no more than the first so many sentences")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    return run(parser, prepare)
+    return run(parser, prepare, to_file=True)
 
 
 if __name__ == "__main__":
