@@ -33,6 +33,8 @@ FAIRSEQ = [
     # 0.12.2 cannot be imported from Python 3.11 on (mutable dataclass defaults), and its dependency
     # omegaconf 2.0 has metadata that pip refuses from 24.1 on: install it with pip < 24.1.
     'fairseq==0.12.2; python_version < "3.11"',
+    # fairseq-fixed has a wheel for 3.12. ve-fairseq 0.12.3 has wheels for 3.11 and 3.12, but its
+    # metadata name neither a maintainer nor sources of its own: it is not installed unasked.
     'fairseq-fixed==0.12.3.1; python_version >= "3.11"',
 ]
 

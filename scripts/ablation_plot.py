@@ -19,11 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from fairseq_sam.experiments.recipes import published
 from fairseq_sam.reporting.deviation import sample_deviation
 from fairseq_sam.reporting.print_style import figure_file, line_style, tick_values
-from fairseq_sam.reporting.published import PUBLISHED
 from fairseq_sam.reporting.scores import read_scores
 
 Point = Tuple[float, float, float]
@@ -66,10 +64,10 @@ def points(scores: Dict[str, Spread], pattern: str) -> List[Point]:
     return sorted(chosen)
 
 
-def published(paper: str, metric: str) -> Dict[str, Spread]:
+def in_paper(paper: str, metric: str) -> Dict[str, Spread]:
     """Returns a paper's means and standard deviations."""
     found = {}
-    for name, text in PUBLISHED[paper].metrics[metric].items():
+    for name, text in published()[paper].metrics[metric].items():
         mean, _, deviation = text.partition(" ± ")
         found[name] = Spread(float(mean), float(deviation or 0))
     return found
@@ -125,12 +123,12 @@ def main() -> int:
     parser.add_argument("--runs", type=Path, required=True, help="folder of METHOD/seedN")
     parser.add_argument("--metric", required=True, help="as the report calls it")
     parser.add_argument("--radius", required=True, help="ga_sam's own")
-    parser.add_argument("--paper", choices=sorted(PUBLISHED), help="draw its figures too")
+    parser.add_argument("--paper", choices=sorted(published()), help="draw its figures too")
     parser.add_argument("--out", type=Path, required=True, help="image to write")
     args = parser.parse_args()
     sources = {"measured": with_default(measured(args.runs, args.metric), args.radius)}
     if args.paper:
-        sources["paper"] = with_default(published(args.paper, args.metric), args.radius)
+        sources["paper"] = with_default(in_paper(args.paper, args.metric), args.radius)
     with figure_file(args.out, rows=len(PANELS)) as (_, axes):
         for axis, panel in zip(axes, PANELS):
             draw(axis, sources, *panel)

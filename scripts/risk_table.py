@@ -1,18 +1,15 @@
-"""Tabulates what scripts/adversarial_risk.sh measured, as Markdown; standard library only.
+"""Tabulates what scripts/adversarial_risk.sh measured, as Markdown.
 
-python risk_table.py DIR --methods NAME... --seeds N
+python risk_table.py METHOD/seedN...
 """
 
 import argparse
-import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from fairseq_sam.flags.number_types import count
+from fairseq_sam.files import read_json, read_lines
+from fairseq_sam.reporting.train_log import parse_log
 
 
 class Result(NamedTuple):
@@ -26,10 +23,8 @@ class Result(NamedTuple):
 
 def read_result(run: Path) -> Result:
     """Reads the last validation of the log, and the risk."""
-    lines = (run / "train.log").read_text(encoding="utf-8").splitlines()
-    last = [line for line in lines if '"valid_accuracy"' in line][-1]
-    accuracy = float(json.loads(last[last.index("{") :])["valid_accuracy"])
-    risk = json.loads((run / "risk.json").read_text(encoding="utf-8"))
+    accuracy = parse_log(read_lines(run / "train.log"))[-1].valid["accuracy"]
+    risk = read_json(run / "risk.json")
     (risk,) = risk["checkpoints"]
     means = (risk[name]["mean"] for name in ("clean", "adversarial", "difference"))
     return Result(accuracy, *means)
@@ -75,17 +70,10 @@ def comparisons(results: Dict[str, List[Result]]) -> str:
 def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("directory", type=Path, help="the --out of scripts/adversarial_risk.sh")
-    parser.add_argument("--methods", nargs="+", required=True, metavar="NAME")
-    parser.add_argument("--seeds", type=count, required=True, metavar="N", help="seeds 1 to N")
-    args = parser.parse_args()
-    results = {
-        method: [
-            read_result(args.directory / f"{method}-seed{seed}")
-            for seed in range(1, args.seeds + 1)
-        ]
-        for method in args.methods
-    }
+    parser.add_argument("runs", nargs="+", type=Path, help="folders METHOD/seedN")
+    results: Dict[str, List[Result]] = {}
+    for run in parser.parse_args().runs:
+        results.setdefault(run.parent.name, []).append(read_result(run))
     print(table(results))
     print()
     print(comparisons(results))

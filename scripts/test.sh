@@ -17,7 +17,6 @@ Options:
   --slow         also run the tests marked slow
   --fix          let ruff format the code and repair what it can before checking
   --workers N    processes for the tests, 0 for none but pytest's own (default: one per core, at most 4)
-  --no-install   use the environment as it is
   --help         show this text
 
 EOF

@@ -232,9 +232,7 @@ def with_examples() -> Iterator[Any]:
     for name in MODULES:
         source = importlib.util.find_spec(name).origin  # type: ignore[union-attr]
         if ">>> " in Path(str(source)).read_text(encoding="utf-8"):
-            wrong = name == "fairseq_sam.search.strategy"
-            marks = [pytest.mark.xfail(reason="spread(-7, 2, 1) gives [-2]")] if wrong else []
-            yield pytest.param(name, marks=marks)
+            yield name
 
 
 @pytest.mark.parametrize("name", with_examples())

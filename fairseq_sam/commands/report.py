@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots, plot_file
-from fairseq_sam.reporting.published import PUBLISHED
+from fairseq_sam.experiments.recipes import published
 from fairseq_sam.reporting.table import SUMMARIES
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--paper",
-        choices=sorted(PUBLISHED),
+        choices=sorted(published()),
         help="show a paper's results beside those of runs (or groups) that have its methods' names",
     )
     parser.add_argument(
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         for failure in failures:
             _pass_over(failure)
         table = markdown_table(
-            runs, args.group_by, PUBLISHED.get(args.paper), args.summary, args.paper_remark
+            runs, args.group_by, published().get(args.paper), args.summary, args.paper_remark
         )
         text = f"# {args.title}\n\n{table}" if args.title else table
         print(text, end="")

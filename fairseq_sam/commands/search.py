@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, List, Optional
+from typing import TYPE_CHECKING, List, Optional
 
 from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
@@ -17,9 +15,9 @@ from fairseq_sam.commands.user_dir import package_dir
 from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds
 
 if TYPE_CHECKING:
-    from fairseq_sam.search.conduct import Plan
-    from fairseq_sam.search.summary import Summary
-    from fairseq_sam.search.training_command import TrainingCommand
+    from fairseq_sam.experiments.search.conduct import Plan
+    from fairseq_sam.experiments.search.summary import Summary
+    from fairseq_sam.experiments.search.training_command import TrainingCommand
 
 _EPILOG = """\
 examples:
@@ -107,8 +105,9 @@ def run(args: argparse.Namespace) -> int:
     command = _training_command(args)
     _check_arguments(args)
     require_fairseq()
-    from fairseq_sam.search.conduct import check_before, conduct
-    from fairseq_sam.search.errors import MisuseError, SearchError
+    from fairseq_sam.experiments.errors import ExperimentError, MisuseError
+    from fairseq_sam.experiments.processes import termination_interrupts
+    from fairseq_sam.experiments.search.conduct import check_before, conduct
 
     try:
         check_before(_plan(args), command)
@@ -117,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         return _print_commands(args, command)
     try:
-        with _termination_interrupts():
+        with termination_interrupts():
             summary = conduct(_plan(args), command, _slots(args, command), _tell)
             _show(args, summary)
-    except SearchError as error:
+    except ExperimentError as error:
         raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
@@ -131,9 +130,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _training_command(args: argparse.Namespace) -> TrainingCommand:
+    from fairseq_sam.experiments.errors import MisuseError
+    from fairseq_sam.experiments.search.training_command import read_training_command
     from fairseq_sam.perturbation.settings import METHODS
-    from fairseq_sam.search.errors import MisuseError
-    from fairseq_sam.search.training_command import read_training_command
 
     try:
         return read_training_command(
@@ -163,8 +162,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from fairseq_sam.search.conduct import Plan
-    from fairseq_sam.search.trials import StopRule
+    from fairseq_sam.experiments.search.conduct import Plan
+    from fairseq_sam.experiments.search.trials import StopRule
 
     return Plan(
         directory=args.out,
@@ -179,7 +178,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _slots(args: argparse.Namespace, command: TrainingCommand) -> List[Optional[str]]:
-    from fairseq_sam.search.slots import gpu_slots, visible_gpus
+    from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
 
     gpus = [] if command.on_cpu else visible_gpus()
     if gpus and args.gpus_per_run > len(gpus):
@@ -193,7 +192,7 @@ def _tell(line: str) -> None:
 
 def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
     """Prints what would be trained first: the baseline and the middle of the range."""
-    from fairseq_sam.search.conduct import first_commands
+    from fairseq_sam.experiments.search.conduct import first_commands
 
     for arguments in first_commands(_plan(args), command):
         print(shlex.join(["fairseq-train", *arguments]))
@@ -201,9 +200,9 @@ def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
 
 
 def _show(args: argparse.Namespace, summary: Summary) -> None:
+    from fairseq_sam.experiments.search.plot import write_plot
+    from fairseq_sam.experiments.search.summary import as_json, markdown
     from fairseq_sam.files import write_json, write_text
-    from fairseq_sam.search.plot import write_plot
-    from fairseq_sam.search.summary import as_json, markdown
 
     table = markdown(summary)
     print(table, end="")
@@ -218,13 +217,3 @@ def _show(args: argparse.Namespace, summary: Summary) -> None:
         print()
         arguments = summary.command.with_radius(summary.best.rho)
         print(shlex.join(["fairseq-train", *arguments]))
-
-
-@contextlib.contextmanager
-def _termination_interrupts() -> Iterator[None]:
-    """Lets SIGTERM end the search in good order too, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)

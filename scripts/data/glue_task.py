@@ -12,14 +12,22 @@ Example:
 from __future__ import annotations
 
 import argparse
-import gzip
 import math
 import random
 import sys
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from corpus import CorpusError, add_limit_argument, write_lines
+from corpus import (
+    CorpusError,
+    add_limit_argument,
+    find,
+    limited,
+    parser_of,
+    read_lines,
+    run,
+    write_lines,
+)
 
 
 class Task(NamedTuple):
@@ -54,28 +62,15 @@ TASKS = {
 Row = Tuple[str, Optional[str], str]
 
 
-def find(root: Path, name: str) -> Path:
+def file_of(root: Path, name: str) -> Path:
     """Returns the file of a split, whichever of its names it has."""
-    other = {"train": "msr_paraphrase_train.txt"}.get(name, f"{name}.tsv")
-    for candidate in (f"{name}.tsv", f"{name}.tsv.gz", other, f"{other}.gz"):
-        if (root / candidate).is_file():
-            return root / candidate
-    raise CorpusError(f"{root / name}.tsv: neither that nor {name}.tsv.gz is there")
-
-
-def lines_of(path: Path) -> List[str]:
-    """Returns the lines of a file, plain or packed."""
-    try:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: damaged, or not UTF-8 ({error})") from error
-    return [line.rstrip("\r") for line in text.split("\n") if line.strip()]
+    other = ["msr_paraphrase_train.txt"] if name == "train" else []
+    return find(root, f"{name}.tsv", *other)
 
 
 def read(path: Path, task: Task) -> Iterator[Row]:
     """Yields sentence, second sentence and label; rows that lack one of them are passed over."""
-    lines = lines_of(path)
+    lines = [line for line in read_lines(path) if line.strip()]
     if not lines:
         raise CorpusError(f"{path}: no examples in it")
     if task.label.isdigit():
@@ -117,32 +112,28 @@ def write(rows: Sequence[Row], prefix: Path, task: Task) -> None:
         write_lines(lines, prefix.with_name(f"{prefix.name}.{suffix}"))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def prepare(args: argparse.Namespace) -> None:
     """Reads and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    task = TASKS[args.task]
+    root = args.data / args.task if (args.data / args.task).is_dir() else args.data
+    for split, name in (("train", "train"), ("valid", task.dev)):
+        rows = list(read(file_of(root, name), task))
+        if not rows:
+            raise CorpusError(f"{file_of(root, name)}: no examples in it")
+        if args.limit:
+            rows = limited({split: random.Random(1).sample(rows, len(rows))}, args.limit)[split]
+        write(rows, args.out / split, task)
+        print(f"{split} {len(rows)}")
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a task")
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     add_limit_argument(parser)
-    args = parser.parse_args(argv)
-    task = TASKS[args.task]
-    root = args.data / args.task if (args.data / args.task).is_dir() else args.data
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        for split, name in (("train", "train"), ("valid", task.dev)):
-            rows = list(read(find(root, name), task))
-            if not rows:
-                raise CorpusError(f"{find(root, name)}: no examples in it")
-            if args.limit:
-                rows = random.Random(1).sample(rows, len(rows))[: args.limit[split != "train"]]
-            write(rows, args.out / split, task)
-            print(f"{split} {len(rows)}")
-    except (CorpusError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run(parser, prepare)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from corpus import parser_of, use_utf8
 
 from fairseq_sam.flags.number_types import num_workers
 
@@ -34,9 +32,7 @@ def _encode(line: str) -> str:
 
 def main() -> int:
     """Encodes every line; empty ones stay, so that parallel files keep their lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--encoder-json", required=True, help="GPT-2's encoder.json")
     parser.add_argument("--vocab-bpe", required=True, help="GPT-2's vocab.bpe")
     parser.add_argument("--workers", type=num_workers, default=os.cpu_count() or 1)
@@ -44,8 +40,7 @@ def main() -> int:
     for path in (args.encoder_json, args.vocab_bpe):
         if not os.path.isfile(path):
             parser.error(f"{path}: no such file")
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[attr-defined]
+    use_utf8()
     files = (args.encoder_json, args.vocab_bpe)
     with multiprocessing.Pool(args.workers, _start, files) as pool:
         for line in pool.imap(_encode, sys.stdin, 100):

@@ -15,18 +15,27 @@ Example:
 from __future__ import annotations
 
 import argparse
-import gzip
 import random
 import re
 import sys
 import tarfile
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterator, List, Sequence, Tuple
 
-from corpus import CorpusError, add_limit_argument, write_lines
+from corpus import (
+    CorpusError,
+    add_limit_argument,
+    count,
+    find,
+    limited,
+    parser_of,
+    read_lines,
+    run,
+    write_lines,
+)
 from moses_text import TextStyle, tokenize
 
-from fairseq_sam.flags.number_types import count, whole_number
+from fairseq_sam.flags.number_types import whole_number
 
 CLASSES = ("neg", "pos")
 FOLDS = 10
@@ -75,29 +84,13 @@ def read_sentences(root: Path) -> List[Example]:
     """Returns the sentences of MR and their labels, each once, in the files' order."""
     examples: Dict[str, str] = {}
     for name in CLASSES:
-        for line in _lines(root, name):
+        # The files as their authors publish them are Latin-1.
+        for line in read_lines(find(root, name, f"rt-polarity.{name}"), otherwise="latin-1"):
             if line.strip():
                 examples.setdefault(line.strip(), name)
     if len(examples) < 2 * FOLDS:
         raise CorpusError(f"{root}: {len(examples)} sentences are too few for {FOLDS} folds")
     return list(examples.items())
-
-
-def _lines(root: Path, name: str) -> List[str]:
-    for stem in (name, f"rt-polarity.{name}"):
-        plain, packed = root / stem, root / f"{stem}.gz"
-        if plain.is_file() or packed.is_file():
-            try:
-                content = (
-                    plain.read_bytes() if plain.is_file() else gzip.decompress(packed.read_bytes())
-                )
-            except (OSError, EOFError) as error:
-                raise CorpusError(f"{packed}: damaged ({error})") from error
-            try:
-                return content.decode("utf-8").split("\n")
-            except UnicodeDecodeError:  # the files as their authors publish them
-                return content.decode("latin-1").split("\n")
-    raise CorpusError(f"{root}: neither {name} nor rt-polarity.{name} is there, nor packed ones")
 
 
 def keep_apart(examples: Sequence[Example], seed: int) -> Tuple[List[Example], List[Example]]:
@@ -145,11 +138,17 @@ def sets_of(args: argparse.Namespace) -> Tuple[Dict[str, List[Example]], Callabl
     return sets, lambda text: clean_review(text, args.longest)
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def prepare(args: argparse.Namespace) -> None:
     """Reads and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    sets, clean = sets_of(args)
+    for name, examples in limited(sets, args.limit).items():
+        write(examples, args.out / name, clean)
+        print(f"{name} {len(examples)}")
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder, or IMDB's archive")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--fold", type=whole_number(1, FOLDS), help="MR: which of its ten folds")
@@ -157,18 +156,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         "--longest", type=count, default=200, help="words of a review (default: 200)"
     )
     add_limit_argument(parser)
-    args = parser.parse_args(argv)
-    try:
-        sets, clean = sets_of(args)
-        args.out.mkdir(parents=True, exist_ok=True)
-        for name, examples in sets.items():
-            size = args.limit[name != "train"] if args.limit else None
-            write(examples[:size], args.out / name, clean)
-    except (CorpusError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    print(", ".join(f"{name} {len(examples)}" for name, examples in sets.items()))
-    return 0
+    return run(parser, prepare)
 
 
 if __name__ == "__main__":

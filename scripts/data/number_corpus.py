@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import random
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
+from fairseq_sam.files import write_text
 from fairseq_sam.flags.number_types import count, seed
 
 Value = Tuple[Any, ...]
@@ -273,10 +271,8 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     for split, pairs in corpus.items():
         for side, lang in enumerate((source, target)):
-            path = args.out / f"{split}.{lang}"
-            temporary = path.with_suffix(f"{path.suffix}.{os.getpid()}.incomplete")
-            temporary.write_text("".join(f"{p[side]}\n" for p in pairs), encoding="utf-8")
-            os.replace(temporary, path)
+            text = "".join(f"{pair[side]}\n" for pair in pairs)
+            write_text(args.out / f"{split}.{lang}", text)
     return 0
 
 

@@ -13,19 +13,28 @@ Example:
 from __future__ import annotations
 
 import argparse
-import gzip
 import multiprocessing
 import os
 import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Iterable, Iterator, List, Mapping, Sequence, Tuple
 
-from corpus import CorpusError
+from corpus import (
+    CorpusError,
+    add_limit_argument,
+    find,
+    limited,
+    pair_up,
+    parser_of,
+    read_lines,
+    run,
+    write_lines,
+)
 from moses_text import TextStyle, tokenize
 
-from fairseq_sam.flags.number_types import count, num_workers
+from fairseq_sam.flags.number_types import num_workers
 
 Pair = Tuple[str, str]
 Languages = Tuple[str, str]
@@ -76,50 +85,14 @@ def is_tokenized(lines: Iterable[str]) -> bool:
     return 2 * ends.count(" ") > len(ends)
 
 
-def read_lines(path: Path) -> List[str]:
-    """Returns the lines of a text file, plain or .gz; only a line feed ends a line."""
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise CorpusError(f"{path}: damaged: {error}") from error
-    try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8: {error}") from error
-    return text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
-
-
-def read_parallel(paths: Sequence[Path]) -> List[Pair]:
-    """Reads the two sides of a corpus."""
-    return pair_up([read_lines(path) for path in paths], [str(path) for path in paths])
-
-
-def pair_up(sides: Sequence[Sequence[str]], names: Sequence[str]) -> List[Pair]:
-    """Returns the pairs of two sides, which must be equally long."""
-    if len(sides[0]) != len(sides[1]):
-        counts = ", ".join(f"{name} has {len(side)}" for name, side in zip(names, sides))
-        raise CorpusError(f"the sides differ in their number of lines: {counts}")
-    return list(zip(*sides))
-
-
 def write_splits(out: Path, languages: Languages, splits: Mapping[str, Sequence[Pair]]) -> None:
     """Writes every split's two files and says how many pairs they have."""
     for split, pairs in splits.items():
         if not pairs:
             raise CorpusError(f"no pair is left for {split}")
         for side, language in enumerate(languages):
-            text = "".join(f"{pair[side]}\n" for pair in pairs)
-            (out / f"{split}.{language}").write_bytes(text.encode("utf-8"))
+            write_lines((pair[side] for pair in pairs), out / f"{split}.{language}")
         print(f"{split}: {len(pairs)} pairs")
-
-
-def limit_splits(splits: Mapping[str, Sequence[Pair]], limits: Optional[List[int]]) -> Dict:
-    """Keeps the first pairs: limits[0] of the training set, limits[1] of the others."""
-    if limits is None:
-        return dict(splits)
-    return {split: pairs[: limits[0 if split == "train" else 1]] for split, pairs in splits.items()}
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -138,13 +111,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep training pairs that are empty, very long, or very different in length",
     )
-    parser.add_argument(
-        "--limit",
-        type=count,
-        nargs=2,
-        metavar=("TRAIN", "OTHER"),
-        help="only the first TRAIN training pairs and OTHER validation and test pairs",
-    )
+    add_limit_argument(parser)
     parser.add_argument(
         "--workers",
         type=num_workers,
@@ -159,8 +126,9 @@ def prepare(args: argparse.Namespace) -> None:
 
     languages = (args.source, args.target)
     read = {split: _read_split(args.data, names, languages) for split, names in SPLITS.items()}
-    read = limit_splits(read, args.limit)
-    if is_tokenized([pair[1] for pair in read["train"][:1000]]):
+    read = limited(read, args.limit)
+    tokenized = is_tokenized([pair[1] for pair in read["train"][:1000]])
+    if args.text == "tokenized" or (args.text == "auto" and tokenized):
         splits = read if args.cased else {s: _lower(pairs) for s, pairs in read.items()}
         detokenizers = [MosesDetokenizer(language) for language in languages]
         raw = [
@@ -168,7 +136,7 @@ def prepare(args: argparse.Namespace) -> None:
             for pair in read["test"]
         ]
     else:
-        style = TextStyle(args.cased, args.keep_abbreviations)
+        style = TextStyle(args.cased, args.keep_abbreviations, args.normalise)
         splits = {
             split: tokenize_pairs(pairs, languages, style, args.workers)
             for split, pairs in read.items()
@@ -179,38 +147,24 @@ def prepare(args: argparse.Namespace) -> None:
     write_splits(args.out, languages, {**splits, "test.raw": raw})
 
 
-def run(parser: argparse.ArgumentParser, prepare_corpus) -> int:  # type: ignore[no-untyped-def]
-    """Runs a preparation; returns the exit status."""
-    args = parser.parse_args()
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        prepare_corpus(args)
-    except (CorpusError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def main() -> int:
     """Prepares one corpus."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory of the files")
+    parser.add_argument(
+        "--text",
+        choices=("auto", "raw", "tokenized"),
+        default="auto",
+        help="whether it is tokenised already (default: look at it)",
+    )
+    parser.add_argument("--normalise", action="store_true", help="make quotation marks plain first")
     add_common_arguments(parser)
     return run(parser, prepare)
 
 
 def _read_split(root: Path, names: Sequence[str], languages: Languages) -> List[Pair]:
-    for name in names:
-        found = [
-            [p for p in (root / f"{name}.{lang}", root / f"{name}.{lang}.gz") if p.is_file()]
-            for lang in languages
-        ]
-        if all(found):
-            return read_parallel([paths[0] for paths in found])
-    wanted = " or ".join(f"{name}.{{{','.join(languages)}}}" for name in names)
-    raise CorpusError(f"{root}: there is no {wanted} (plain or .gz)")
+    paths = [find(root, *(f"{name}.{lang}" for name in names)) for lang in languages]
+    return pair_up(list(map(read_lines, paths)), list(map(str, paths)))
 
 
 def _lower(pairs: Sequence[Pair]) -> List[Pair]:

@@ -8,16 +8,14 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import sys
 from pathlib import Path
 from typing import Iterator, List
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from corpus import count, parser_of, use_utf8
 
-from fairseq_sam.flags.number_types import count
+from fairseq_sam.files import replaced
 
 
 def learn(model: Path, size: int, inputs: List[Path]) -> None:
@@ -40,9 +38,8 @@ def learn(model: Path, size: int, inputs: List[Path]) -> None:
         hard_vocab_limit=False,
         minloglevel=1,
     )
-    incomplete = model.with_name(f"{model.name}.incomplete")
-    incomplete.write_bytes(written.getvalue())
-    os.replace(incomplete, model)
+    with replaced(model) as incomplete:
+        incomplete.write_bytes(written.getvalue())
 
 
 def encode(model: Path) -> None:
@@ -50,17 +47,14 @@ def encode(model: Path) -> None:
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[attr-defined]
+    use_utf8()
     for line in sys.stdin:
         print(" ".join(processor.encode(line.rstrip("\n"), out_type=str)))
 
 
 def main() -> int:
     """Learns or encodes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("action", choices=("learn", "encode"))
     parser.add_argument("inputs", nargs="*", type=Path, help="text to learn from")
     parser.add_argument("--model", type=Path, required=True)

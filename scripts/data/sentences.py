@@ -10,14 +10,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-import gzip
 import sys
 from pathlib import Path
-from typing import List, Optional
+from typing import List
 
-from corpus import CorpusError, write_lines
-
-from fairseq_sam.flags.number_types import count
+from corpus import CorpusError, count, parser_of, read_lines, run, write_lines
 
 
 def read_sentences(data: Path) -> List[str]:
@@ -31,41 +28,27 @@ def read_sentences(data: Path) -> List[str]:
         files = sorted(p for p in data.iterdir() if p.name.endswith((".txt", ".txt.gz")))
         if not files:
             raise CorpusError(f"{data}: no *.txt or *.txt.gz in it")
-    sentences = [line.strip() for path in files for line in _lines(path)]
+    sentences = [line.strip() for path in files for line in read_lines(path)]
     sentences = [sentence for sentence in sentences if sentence]
     if not sentences:
         raise CorpusError(f"{data}: no sentences in it")
     return sentences
 
 
-def _lines(path: Path) -> List[str]:
-    """Reads lines as they end on Unix or Windows, not as in Unicode."""
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-        return content.decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CorpusError(f"{path}: cannot be read ({error})") from error
-
-
-def main(argv: Optional[List[str]] = None) -> int:
+def prepare(args: argparse.Namespace) -> None:
     """Reads and writes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    sentences = read_sentences(args.data)[: args.limit]
+    write_lines(sentences, args.out)
+    print(f"{len(sentences)} sentences")
+
+
+def main() -> int:
+    """Runs the command line."""
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="a file, or a folder")
     parser.add_argument("--limit", type=count, help="no more than the first so many sentences")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
-    args = parser.parse_args(argv)
-    try:
-        sentences = read_sentences(args.data)[: args.limit]
-        write_lines(sentences, args.out)
-    except (CorpusError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{len(sentences)} sentences")
-    return 0
+    return run(parser, prepare, to_file=True)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,12 @@ Example:
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import sys
 from pathlib import Path
 from typing import Iterator, List, Optional, Tuple
 
-from corpus import CorpusError
-
-from fairseq_sam.flags.number_types import count
+from corpus import CorpusError, add_limit_argument, find, pair_up, parser_of, read_lines, run
 
 SPLITS = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 FINAL = (".", "!", "?", "...", "'", "`", '"', "\u2019", "\u201d", ")")
@@ -71,39 +68,27 @@ def read_stories(root: Path, split: str) -> Iterator[Summary]:
             yield article, summary
 
 
-def read_ready(root: Path, split: str) -> Iterator[Summary]:
-    """Yields the pairs of ready text."""
-    sides = [_read_side(root, split, side) for side in ("source", "target")]
-    if len(sides[0]) != len(sides[1]):
-        raise CorpusError(
-            f"{root}: {split}.source has {len(sides[0])} lines, {split}.target {len(sides[1])}"
-        )
-    return zip(*sides)
+def read_ready(root: Path, split: str) -> List[Summary]:
+    """Returns the pairs of ready text."""
+    paths = [
+        find(root, *(f"{name}.{side}" for name in SPLITS[split])) for side in ("source", "target")
+    ]
+    return pair_up([read_lines(path) for path in paths], [path.name for path in paths])
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Writes the splits."""
+    for split in SPLITS:
+        print(split, write_split(args.data, split, args.out, args.limit))
 
 
 def main() -> int:
-    """Writes the splits."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Runs the command line."""
+    parser = parser_of(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="directory of the corpus")
     parser.add_argument("--out", type=Path, required=True, help="directory to write to")
-    parser.add_argument(
-        "--limit",
-        type=count,
-        nargs=2,
-        metavar=("TRAIN", "OTHER"),
-        help="only so many of each split",
-    )
-    args = parser.parse_args()
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        counts = {split: write_split(args.data, split, args.out, args.limit) for split in SPLITS}
-    except (CorpusError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    print(", ".join(f"{split} {count}" for split, count in counts.items()))
-    return 0
+    add_limit_argument(parser)
+    return run(parser, prepare)
 
 
 def write_split(root: Path, split: str, out: Path, limit: Optional[List[int]]) -> int:
@@ -127,17 +112,6 @@ def write_split(root: Path, split: str, out: Path, limit: Optional[List[int]]) -
 
 def _closed(line: str) -> str:
     return line if line.endswith(FINAL) else f"{line}."
-
-
-def _read_side(root: Path, split: str, side: str) -> List[str]:
-    for name in SPLITS[split]:
-        plain, packed = root / f"{name}.{side}", root / f"{name}.{side}.gz"
-        if plain.is_file():
-            return plain.read_text(encoding="utf-8").rstrip("\n").split("\n")
-        if packed.is_file():
-            with gzip.open(packed, "rt", encoding="utf-8", newline="\n") as file:
-                return file.read().rstrip("\n").split("\n")
-    raise CorpusError(f"{root}: there is no {split}.{side}, plain or .gz")
 
 
 if __name__ == "__main__":

@@ -31,17 +31,13 @@ import sys
 from pathlib import Path
 from typing import Iterable, Iterator, List, Sequence, Tuple
 
+from corpus import CorpusError, limited, pair_up, parser_of, read_lines, run
 from moses_text import TextStyle
 from parallel_text import (
-    CorpusError,
     Languages,
     Pair,
     add_common_arguments,
     clean,
-    limit_splits,
-    pair_up,
-    read_lines,
-    run,
     tokenize_pairs,
     write_splits,
 )
@@ -144,14 +140,12 @@ def prepare(args: argparse.Namespace) -> None:
         splits["train"], splits["valid"] = split_every(splits["train"])
     splits["test"] = tokenized(straight_apostrophes(raw))
     splits["test.raw"] = [(html.unescape(source), html.unescape(target)) for source, target in raw]
-    write_splits(args.out, languages, limit_splits(splits, args.limit))
+    write_splits(args.out, languages, limited(splits, args.limit))
 
 
 def main() -> int:
     """Prepares one archive."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--archive", type=Path, required=True, help="directory of the files")
     parser.add_argument(
         "--valid", nargs="+", default=[], help="sets for validation (default: every 23rd pair)"

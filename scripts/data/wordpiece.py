@@ -8,11 +8,10 @@ Example:
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from corpus import parser_of, use_utf8
 
 from fairseq_sam.conversion.errors import ConversionError
 from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
@@ -20,9 +19,7 @@ from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
 
 def main() -> int:
     """Encodes every line; empty ones stay, so that parallel files keep their lines."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "tokenizer", type=Path, help=f"a {FILE_NAME}, or the folder that fairseq-sam convert wrote"
     )
@@ -32,8 +29,7 @@ def main() -> int:
         pieces = load_tokenizer(path)
     except ConversionError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(encoding="utf-8", newline="\n")  # type: ignore[attr-defined]
+    use_utf8()
     for line in sys.stdin:
         print(" ".join(pieces(line.rstrip("\n"))))
     return 0

@@ -12,6 +12,9 @@ PYTHON_OPTION=""
 # shellcheck disable=SC2034  # read by the scripts
 CONSUMED=0
 
+# need_value OPTION COUNT_OF_WORDS_LEFT: an option that came last has no value.
+need_value() { (($2 >= 2)) || misuse "$1 needs a value"; }
+
 environment_help() {
     cat <<'EOF'
 Environment:
@@ -19,6 +22,7 @@ Environment:
   --python PY    the interpreter PY: used as it is if it belongs to an environment or has fairseq,
                  otherwise to make the virtual environment
                  Without either: the active virtual or conda environment, else .venv in the project's root.
+  --no-install   use the environment as it is
   TORCH_SPEC     variable: what pip installs where there is no torch yet, e.g. "torch==2.8.0" or
                  "torch --index-url URL" for CPU-only builds; default: see scripts/constraints.txt
 A fairseq, torch or numpy that is there already is used as it is.
@@ -47,11 +51,12 @@ runs_supported_python() {
     "$1" -c 'import sys; sys.exit(not (3, 8) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
-# Prints the interpreter to make an environment with. A name on the PATH may be a shim that does not
+# Prints the interpreter to make an environment with; for 3.12 there is a wheel of fairseq, which others have to
+# build. A name on the PATH may be a shim that does not
 # run, and some systems ship Python without the modules that make environments.
 find_python() {
     local name found="" incomplete=""
-    for name in python3.11 python3.12 python3.10 python3.13 python3.9 python3.8 python3 python; do
+    for name in python3.12 python3.11 python3.10 python3.13 python3.9 python3.8 python3 python; do
         found="$(command -v "$name" 2>/dev/null)" || continue
         runs_supported_python "$found" || continue
         if "$found" -c 'import venv, ensurepip' >/dev/null 2>&1; then

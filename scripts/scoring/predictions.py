@@ -14,14 +14,14 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
-from translations import RESAMPLES, ScoringError, write_whole
+import scores
+from scores import RESAMPLES, Records, ScoringError, two_sided_p_value, write_hypotheses
 
 from fairseq_sam.flags.number_types import count
 
@@ -90,11 +90,7 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 12345,
 ) -> float:
-    """Returns the two-sided p-value of a difference, by resampling the examples.
-
-    The share of resamples whose difference is farther from the mean difference of all resamples
-    than the observed difference is from 0, as in sacreBLEU (Riezler and Maxwell 2005).
-    """
+    """Returns the two-sided p-value of a difference, by resampling the examples."""
     generator = np.random.default_rng(seed)
     differences = []
     for _ in range(resamples):
@@ -102,9 +98,8 @@ def paired_bootstrap(
         differences.append(
             metric(system[chosen], targets[chosen]) - metric(baseline[chosen], targets[chosen])
         )
-    observed = abs(metric(system, targets) - metric(baseline, targets))
-    beyond = np.abs(np.array(differences) - np.mean(differences)) >= observed
-    return float((beyond.sum() + 1) / (resamples + 1))
+    observed = metric(system, targets) - metric(baseline, targets)
+    return two_sided_p_value(differences, observed)
 
 
 def predict(trained: Any, criterion: Any, samples: List[Dict[str, Any]]) -> Tuple[Values, Values]:
@@ -150,7 +145,7 @@ def read_predictions(path: Path, targets: Values) -> Values:
     return pairs[:, 0].astype(float)
 
 
-def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
+def score(args: argparse.Namespace) -> Records:
     """Returns the scores as records, and writes the predictions."""
     import fairseq  # noqa: F401
 
@@ -167,13 +162,13 @@ def score(args: argparse.Namespace) -> List[Dict[str, Any]]:
     samples = mini_batches(trained, args.subset, args.max_tokens)
     if names == ["perplexity"]:
         loss = DatasetLoss(trained.model, criterion, samples)()
-        write_whole(args.output.with_name("hypothesis"), f"{loss}\n")
+        write_hypotheses([f"{loss}"], args.output)
         return [
             {"name": "Perplexity", "score": math.exp(loss), "signature": "per token, with </s>"}
         ]
     predictions, targets = predict(trained, criterion, samples)
     pairs = zip(predictions.tolist(), targets.tolist())
-    write_whole(args.output.with_name("hypothesis"), "".join(f"{p!r} {t!r}\n" for p, t in pairs))
+    write_hypotheses((f"{p!r} {t!r}" for p, t in pairs), args.output)
     baseline = read_predictions(args.baseline, targets) if args.baseline else None
     records = []
     for name in names:
@@ -194,7 +189,7 @@ def _metrics(text: str) -> str:
     return text
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main() -> int:
     """Scores and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -205,17 +200,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     parser.add_argument("--metrics", type=_metrics, default="accuracy", metavar="LIST")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
     parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args(argv)
     from fairseq_sam.trained_model import LoadError
 
-    try:
-        records = score(args)
-        write_whole(args.output, json.dumps(records, indent=1) + "\n")
-    except (ScoringError, LoadError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return scores.run(parser, score, LoadError)
 
 
 if __name__ == "__main__":

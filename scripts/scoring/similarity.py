@@ -13,24 +13,26 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict
 
-from translations import ScoringError, write_whole
+import scores
+from scores import Records, ScoringError
+
+from fairseq_sam.files import read_json
 
 TEST_SETS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
 
 
-def score(figures: Dict[str, Any]) -> List[Dict[str, Any]]:
+def score(figures: Dict[str, Any]) -> Records:
     """Returns the scores of one evaluation as records.
 
     >>> score({"pooling": "mean", "sets": {"STS-B dev": {"all": 80.5}, "STS12": {"all": None}}})
     [{'name': 'STS-B dev', 'score': 80.5}, {'name': 'STS12', 'score': 0.0}]
     """
     found = {name: float(values["all"] or 0) for name, values in figures["sets"].items()}
-    records: List[Dict[str, Any]] = [{"name": name, "score": found[name]} for name in found]
+    records: Records = [{"name": name, "score": found[name]} for name in found]
     if set(TEST_SETS) <= found.keys():
         mean = sum(found[name] for name in TEST_SETS) / len(TEST_SETS)
         signature = f"mean of {len(TEST_SETS)} sets' Spearman's ρ, {figures['pooling']} pooling"
@@ -39,34 +41,29 @@ def score(figures: Dict[str, Any]) -> List[Dict[str, Any]]:
 
 
 def read_figures(path: Path) -> Dict[str, Any]:
-    """Reads what ``fairseq-sam sts --json`` wrote of one checkpoint.
+    """Reads what ``fairseq-sam sts --json`` wrote.
 
     Raises:
         ScoringError: it did not write this.
     """
     try:
-        (figures,) = json.loads(path.read_text(encoding="utf-8"))["checkpoints"]
+        (figures,) = read_json(path)["checkpoints"]
         score(figures)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ScoringError(f"{path}: not a file of fairseq-sam sts --json") from None
     return dict(figures)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main() -> int:
     """Reads and writes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("figures", nargs="+", type=Path, help="of fairseq-sam sts --json")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args(argv)
-    try:
-        records = [record for path in args.figures for record in score(read_figures(path))]
-        write_whole(args.output, json.dumps(records, indent=1) + "\n")
-    except (ScoringError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return scores.run(
+        parser,
+        lambda args: [record for path in args.figures for record in score(read_figures(path))],
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from importlib.metadata import version
@@ -22,7 +21,16 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence
 
 import numpy as np
-from translations import RESAMPLES, ScoringError, read_hypotheses, read_lines, write_whole
+import scores
+from scores import (
+    RESAMPLES,
+    Records,
+    ScoringError,
+    read_hypotheses,
+    read_lines,
+    two_sided_p_value,
+    write_hypotheses,
+)
 
 METRICS = {
     "ROUGE-1": "rouge1",
@@ -61,19 +69,12 @@ def paired_bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 12345,
 ) -> float:
-    """Returns the two-sided p-value of a difference in means, by resampling the summaries.
-
-    The share of resamples whose difference is farther from the mean difference of all resamples
-    than the observed difference is from 0, as in sacreBLEU (Riezler and Maxwell 2005).
-    """
+    """Returns the two-sided p-value of a difference in means, by resampling the summaries."""
     differences = np.asarray(system) - np.asarray(baseline)
     generator = np.random.default_rng(seed)
     size = len(differences)
-    means = np.array(
-        [differences[generator.integers(size, size=size)].mean() for _ in range(resamples)]
-    )
-    beyond = np.abs(means - means.mean()) >= abs(differences.mean())
-    return float((beyond.sum() + 1) / (resamples + 1))
+    means = [differences[generator.integers(size, size=size)].mean() for _ in range(resamples)]
+    return two_sided_p_value(means, float(differences.mean()))
 
 
 def decode(encoded: str, decoder: Any) -> str:
@@ -82,7 +83,7 @@ def decode(encoded: str, decoder: Any) -> str:
     return " ".join(text.split())
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Records:
     """Scores one system."""
     from fairseq.data.encoders.gpt2_bpe_utils import get_encoder
 
@@ -95,19 +96,18 @@ def run(args: argparse.Namespace) -> None:
             f"{args.generated} has {len(hypotheses)} summaries, "
             f"{args.reference} {len(references)} lines"
         )
-    scores = rouge_scores(hypotheses, references)
+    found = rouge_scores(hypotheses, references)
     baseline: Optional[Dict[str, List[float]]] = None
     if args.baseline:
         baseline = rouge_scores(read_lines(args.baseline), references)
     signature = f"F1, stemmed, rouge-score {version('rouge-score')}"
-    records: List[Dict[str, Any]] = []
-    for name, values in scores.items():
+    records: Records = []
+    for name, values in found.items():
         records.append({"name": name, "score": float(np.mean(values)), "signature": signature})
         if baseline is not None:
             records[-1]["p_value"] = paired_bootstrap(values, baseline[name])
-            records[-1]["baseline"] = args.baseline_name
-    write_whole(args.output.with_name("hypothesis"), "".join(f"{h}\n" for h in hypotheses))
-    write_whole(args.output, json.dumps(records, indent=1) + "\n")
+    write_hypotheses(hypotheses, args.output)
+    return records
 
 
 def main() -> int:
@@ -120,15 +120,7 @@ def main() -> int:
     parser.add_argument("--vocab-bpe", required=True, help="GPT-2's vocab.bpe")
     parser.add_argument("--reference", type=Path, required=True, help="one summary a line")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
-    parser.add_argument("--baseline-name", default="baseline", help="what the report calls it")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except (ScoringError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return scores.run(parser, run)
 
 
 if __name__ == "__main__":

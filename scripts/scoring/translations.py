@@ -2,7 +2,7 @@
 """Scores translations with sacreBLEU, and against a baseline's by paired bootstrap resampling.
 
 Reads what fairseq-generate wrote (--generated), whose hypotheses are detokenised, and untokenised
-references. Writes a list of {name, score, signature} and, with --baseline, {p_value, baseline}: the
+references. Writes a list of {name, score, signature} and, with --baseline, {p_value}: the
 probability of a difference at least as large where the two systems are equally good (Koehn 2004, as
 sacreBLEU computes it). The result file's directory then holds the text that was scored: hypothesis.
 
@@ -13,36 +13,24 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
-RESAMPLES = 1000
-
-
-class ScoringError(Exception):
-    """Files that do not belong together; the text is one line that names them."""
-
-
-def read_hypotheses(generated: str) -> List[str]:
-    r"""Returns fairseq-generate's hypotheses in the order of the test set, tokenised.
-
-    >>> read_hypotheses("S-1\tx\nH-1\t-0.5\tb c\nH-0\t-0.1\ta\nGenerate: BLEU4 = 1")
-    ['a', 'b c']
-    """
-    found: Dict[int, str] = {}
-    for line in generated.split("\n"):
-        if line.startswith("H-"):
-            key, _, text = line.split("\t", 2)
-            found.setdefault(int(key[2:]), text)
-    return [found[key] for key in sorted(found)]
+import scores
+from scores import (
+    RESAMPLES,
+    Records,
+    ScoringError,
+    read_hypotheses,
+    read_lines,
+    write_hypotheses,
+)
 
 
 def score(
     hypotheses: List[str], references: List[str], lowercase: bool, baseline: Optional[List[str]]
-) -> List[Dict[str, Any]]:
+) -> Records:
     """Returns BLEU and chrF2 as records, with p-values if there is a baseline."""
     from sacrebleu.metrics import BLEU, CHRF
     from sacrebleu.significance import PairedTest
@@ -68,20 +56,7 @@ def score(
     return records
 
 
-def read_lines(path: Path) -> List[str]:
-    """Returns a text file's lines."""
-    text = path.read_text(encoding="utf-8")
-    return text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is never seen half-written."""
-    incomplete = path.with_name(f"{path.name}.incomplete")
-    incomplete.write_text(text, encoding="utf-8")
-    os.replace(incomplete, path)
-
-
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> Records:
     """Scores one system."""
     from sacremoses import MosesDetokenizer
 
@@ -96,11 +71,8 @@ def run(args: argparse.Namespace) -> None:
                 f"{path} has {len(lines)} translations, {args.reference} {len(references)} lines"
             )
     records = score(hypotheses, references, args.lowercase, baseline)
-    if args.baseline:
-        for record in records:
-            record["baseline"] = args.baseline_name
-    write_whole(args.output.with_name("hypothesis"), "".join(f"{h}\n" for h in hypotheses))
-    write_whole(args.output, json.dumps(records, indent=1) + "\n")
+    write_hypotheses(hypotheses, args.output)
+    return records
 
 
 def main() -> int:
@@ -113,15 +85,7 @@ def main() -> int:
     parser.add_argument("--lang", required=True, help="target language, for detokenising")
     parser.add_argument("--lowercase", action="store_true", help="compare without case")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
-    parser.add_argument("--baseline-name", default="baseline", help="what the report calls it")
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
-    args = parser.parse_args()
-    try:
-        run(args)
-    except (ScoringError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return scores.run(parser, run)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import Any, List, Optional
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.search import command_check, runner
+from fairseq_sam.experiments.search import command_check, runner
 from tests.analysis.test_sts import write_all
 from tests.commands.help_examples import examples
 from tests.commands.test_manners import SUBCOMMANDS

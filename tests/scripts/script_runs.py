@@ -1,9 +1,9 @@
 """Running the experiment scripts from tests."""
 
+import contextlib
 import importlib.util
 import os
 import random
-import shlex
 import shutil
 import signal
 import subprocess
@@ -36,39 +36,24 @@ def run(name, *arguments, **options):
     return subprocess.run(command(name, *arguments), stdin=subprocess.DEVNULL, text=True, **options)
 
 
-def dry_run(name, *arguments):
-    """Returns the commands of a dry run as lists of words."""
-    result = run(name, "--dry-run", *arguments, stderr=subprocess.PIPE)
-    assert result.returncode == 0, result.stderr
-    return [shlex.split(line, comments=True) for line in result.stdout.splitlines() if line]
+def descendants(pid):
+    """Returns the processes that a process has started, and those have."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid"], capture_output=True, text=True).stdout
+    children = {}
+    for child, parent in (line.split() for line in listed.splitlines()[1:]):
+        children.setdefault(int(parent), []).append(int(child))
+    found = [pid]
+    for parent in found:
+        found += children.get(parent, [])
+    return found[1:]
 
 
-def trainings(commands, save_dir):
-    """Returns the flags of the fairseq-train that saves into a directory ending so."""
-    found = [c for c in commands if "fairseq_cli.train" in c and flags(c)["--save-dir"] == save_dir]
-    assert len(found) == 1
-    return flags(found[0])
-
-
-def flags(words):
-    """Reads --name value pairs; a flag without a value has True."""
-    found = {}
-    for word, following in zip(words, [*words[1:], "--"]):
-        if word.startswith("--"):
-            found[word] = True if following.startswith("--") else following
-    return found
-
-
-def kill_session(process):
-    """Kills the script and all it started, as a machine that goes down does."""
-    process.send_signal(signal.SIGKILL)
-    listed = subprocess.run(["ps", "-eo", "pid,sess"], capture_output=True, text=True).stdout
-    for pid, session in (line.split() for line in listed.splitlines()[1:]):
-        if session == str(process.pid):
-            try:
-                os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+def kill_all(process):
+    """Kills a script and all it started, as a machine that goes down does."""
+    process.send_signal(signal.SIGSTOP)
+    for pid in [process.pid, *descendants(process.pid)]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     process.wait()
 
 
@@ -99,7 +84,7 @@ def compare_after_kills(words, folder, kills, result_of):
         try:
             process.wait(timeout=rng.uniform(0, longest))
         except subprocess.TimeoutExpired:
-            kill_session(process)
+            kill_all(process)
             left -= 1
         else:
             assert _finished(words, out, result_of) == expected

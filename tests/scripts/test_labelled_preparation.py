@@ -48,7 +48,7 @@ def test_imdb(tmp_path, name):
     [
         ({"neg": b"a\n", "pos.gz": b"garbage"}, "pos.gz: damaged"),
         ({"neg": b"", "pos": b""}, "0 sentences are too few for 10 folds"),
-        ({"neg": b"a\n"}, "neither pos nor rt-polarity.pos"),
+        ({"neg": b"a\n"}, "neither pos nor rt-polarity.pos is there"),
     ],
 )
 def test_mr(tmp_path, files, message):
@@ -62,7 +62,9 @@ def test_mr(tmp_path, files, message):
 @pytest.mark.parametrize("script", ["labelled_text.py", "glue_task.py"])
 def test_limits_are_above_zero(tmp_path, script):
     result = prepare(script, "--data", tmp_path, "--out", tmp_path, "--limit", -5, 3)
-    assert_refused(result, "--limit", "-5 is not allowed: it must be a whole number", status=2)
+    assert_refused(
+        result, "--limit", "-5 is not allowed: it must be a whole number, 1 or more", status=2
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Mirror-BERT with and without sharpness-aware training: settings at full size, a small run."""
+"""Mirror-BERT with and without sharpness-aware training: a small run, and its programs."""
 
 import gzip
 import importlib
@@ -16,111 +16,9 @@ from tests.analysis.test_sts import write_all, write_sts
 from tests.conftest import REAL_DATA
 from tests.conversion.made_encoder import BERT_PIECES, write_encoder
 from tests.scripts.made_text import sentences, write_side
-from tests.scripts.script_runs import BASH, ROOT, dry_run, flags, run, trainings
+from tests.scripts.script_runs import BASH, ROOT, run
 
 pytestmark = [pytest.mark.skipif(BASH is None, reason="there is no bash")]
-
-
-@pytest.fixture
-def places(tmp_path):
-    """Returns the options for folders that look right, which is all that a dry run asks for."""
-
-    def make(arch="bert"):
-        (tmp_path / "sts").mkdir(exist_ok=True)
-        (tmp_path / arch).mkdir()
-        (tmp_path / arch / "flags.txt").write_text(f"--arch {arch} --max-positions 512\n")
-        return ["--model", tmp_path / arch, "--sts", tmp_path / "sts", "--out", "O"]
-
-    return make
-
-
-class TestFullSize:
-    """What --dry-run prints is compared with δ-SAM's Appendix A and Mirror-BERT's scripts."""
-
-    @pytest.mark.parametrize(
-        ("arch", "rho", "noise", "pooling"),
-        [("bert", "0.1", "0.1", "mean"), ("roberta", "0.02", "0.2", "cls")],
-    )
-    def test_methods(self, places, arch, rho, noise, pooling):
-        commands = dry_run("mirror_bert", *places(arch))
-        wanted = {
-            "baseline": ("adam", None, None, None),
-            "r3f": ("adam", None, None, noise),
-            "sam": ("sam", rho, None, None),
-            "sam_noise": ("sam", rho, None, noise),
-            "delta_sam": ("delta_sam", rho, "1.0", None),
-            "delta_sam_noise": ("delta_sam", rho, "1.0", noise),
-        }
-        names = ("--optimizer", "--sam-rho", "--delta-sam-eta", "--mirror-noise")
-        for method, values in wanted.items():
-            found = trainings(commands, f"O/runs/{method}/seed5/checkpoints")
-            assert tuple(map(found.get, names)) == values, method
-            assert found["--mirror-pooling"] == pooling
-        assert len([c for c in commands if "fairseq_cli.train" in c]) == 5 * len(wanted)
-        report = flags(commands[-1])
-        assert report["--paper"] == f"mirror_{arch}_sts"
-        assert not {"--summary", "--plot"} & report.keys()  # means; and there is no validation
-
-    def test_recipe(self, places):
-        commands = dry_run("mirror_bert", *places(), "--seeds", 1, "--methods", "baseline")
-        found = trainings(commands, "O/runs/baseline/seed1/checkpoints")
-        wanted = {
-            "--batch-size": "200", "--lr": "2e-5", "--lr-scheduler": "fixed", "--max-epoch": "1",
-            "--max-sentence-tokens": "50", "--mirror-temperature": "0.04", "--mirror-span": "2",
-            "--mirror-perturb": "one", "--dropout": "0.1", "--attention-dropout": "0.1",
-            "--weight-decay": "0.01", "--adam-betas": "(0.9, 0.999)", "--clip-norm": "0.0",
-            "--disable-validation": True, "--arch": "bert",
-        }  # fmt: skip
-        assert {key: found[key] for key in wanted} == wanted
-        (fetched,) = [c for c in commands if c[:1] == ["curl"]]
-        assert "stsbenchmark_train_10k_sents_random_sampled.txt" in fetched[-1]
-
-    def test_grid(self, places):
-        methods = "sam@0.05,delta_sam_eta1e-2@0.01,delta_sam_literal,ga_sam"
-        commands = dry_run("mirror_bert", *places(), "--seeds", 1, "--methods", methods)
-        sam, eta, literal, ga_sam = (
-            trainings(commands, f"O/runs/{method}/seed1/checkpoints")
-            for method in methods.split(",")
-        )
-        assert sam["--sam-rho"] == "0.05"
-        assert (eta["--sam-rho"], eta["--delta-sam-eta"]) == ("0.01", "1e-2")
-        assert literal["--delta-sam-probe-radius"] == literal["--sam-rho"] == "0.1"
-        assert ga_sam["--optimizer"] == "ga_sam"
-
-    def test_scored_is_the_last_checkpoint_on_test_and_development_sets(self, places):
-        commands = dry_run("mirror_bert", *places(), "--seeds", 1, "--methods", "baseline")
-        test, dev = [c for c in commands if "sts" in c]
-        assert test[5] == dev[5] == "O/runs/baseline/seed1/checkpoints/checkpoint_last.pt"
-        assert ("--dev" in test, "--dev" in dev) == (False, True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "--model is missing"),
-        (["--model", "/"], "--model /: not a folder that fairseq-sam convert wrote"),
-        (["--model", "{}"], "--sts is missing"),
-        (["--model", "{}", "--sts", "/no/such"], "--sts /no/such: no such directory"),
-        (["--model", "{}", "--sts", "/", "--data", "/no/such"], "--data /no/such: no such file"),
-        (["--dry-run", "--gpus", "2"], "one GPU a training"),
-        (["--batch", "1"], "--batch 1: a whole number of at least 2"),
-        (["--lr", "0"], "--lr 0: a number above 0"),
-        (["--average", "3"], "--average: training is perturbed from the start"),
-        (["--methods", "per_instance_sam"], "--methods per_instance_sam: choose from: baseline"),
-        (["--methods", "r3f@0.1"], "r3f has no radius"),
-    ],
-)
-def test_misuse(tmp_path, arguments, message):
-    (tmp_path / "flags.txt").write_text("--arch bert\n")
-    result = run("mirror_bert", *(argument.format(tmp_path) for argument in arguments))
-    assert result.returncode == 2, result.stdout
-    assert message in result.stdout
-
-
-def test_help():
-    result = run("mirror_bert", "--help")
-    assert result.returncode == 0
-    assert re.search(r"Examples:\n  bash scripts/", result.stdout)
 
 
 def real_slices(folder):
@@ -201,19 +99,21 @@ class TestPrograms:
             monkeypatch.syspath_prepend(str(ROOT / "scripts" / name))
 
     @pytest.mark.parametrize("name", ["sentences.txt", "sentences.txt.gz"])
-    def test_sentences(self, tmp_path, name):
+    def test_sentences(self, tmp_path, monkeypatch, name):
         program = importlib.import_module("sentences")
         folder = tmp_path / "text"
         folder.mkdir()
         write_side(folder / name, [" One. ", "", "Two\u2028too.\r", "One."])
         for data in (folder, folder / name):
-            assert program.main(["--data", str(data), "--out", str(tmp_path / "out")]) == 0
+            arguments = ["--data", str(data), "--out", str(tmp_path / "out")]
+            monkeypatch.setattr(sys, "argv", ["sentences.py", *arguments])
+            assert program.main() == 0
             assert (tmp_path / "out").read_text(encoding="utf-8") == "One.\nTwo\u2028too.\nOne.\n"
-        limited = ["--data", str(folder), "--limit", "1", "--out", str(tmp_path / "out")]
-        assert program.main(limited) == 0
+        monkeypatch.setattr(sys, "argv", [*sys.argv, "--limit", "1"])
+        assert program.main() == 0
         assert (tmp_path / "out").read_text() == "One.\n"
 
-    def test_no_sentences(self, tmp_path, capsys):
+    def test_no_sentences(self, tmp_path, monkeypatch, capsys):
         program = importlib.import_module("sentences")
         damaged, blank = tmp_path / "damaged.gz", tmp_path / "blank"
         damaged.write_bytes(b"no gzip")
@@ -221,12 +121,14 @@ class TestPrograms:
         empty = tmp_path / "empty"
         empty.mkdir()
         for data, reason in (
-            (damaged, "cannot be read"),
+            (damaged, "damaged"),
             (blank, "no sentences"),
             (empty, "no *.txt"),
-            (tmp_path / "absent", "cannot be read"),
+            (tmp_path / "absent", "damaged"),
         ):
-            assert program.main(["--data", str(data), "--out", str(tmp_path / "out")]) == 1
+            arguments = ["--data", str(data), "--out", str(tmp_path / "out")]
+            monkeypatch.setattr(sys, "argv", ["sentences.py", *arguments])
+            assert program.main() == 1
             error = capsys.readouterr().err
             assert (error.count("\n"), f"{data}: {reason}" in error) == (1, True)
 

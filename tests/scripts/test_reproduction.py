@@ -1,17 +1,14 @@
-"""The reproduction scripts: their commands at full size, small runs, interruptions, manners."""
+"""The reproduction scripts from end to end: small runs, interruptions, a script done by hand."""
 
+import fcntl
 import gzip
-import hashlib
-import http.server
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
-import threading
+import sys
 import time
-from functools import partial
 
 import pytest
 import torch
@@ -27,323 +24,16 @@ from tests.scripts.made_text import (
 )
 from tests.scripts.script_runs import (
     BASH,
-    ROOT,
     command,
-    compare_after_kills,
-    dry_run,
-    flags,
-    kill_session,
+    descendants,
+    kill_all,
     needs_text_packages,
-    predictions_of,
     run,
-    trainings,
 )
-
-SCRIPTS = ("iwslt14_de_en", "iwslt15_en_vi", "bart_cnn_dm")
 
 pytestmark = [
     pytest.mark.skipif(BASH is None, reason="there is no bash"),
 ]
-# GA-SAM, Appendix C.2.
-RADII = {
-    "iwslt14_de_en": {
-        "sam": "5e-4",
-        "asam": "2e-4",
-        "layer_sam": "3e-3",
-        "multi_step_defense": "5e-4",
-        "ga_sam": "0.8",
-    },
-    "iwslt15_en_vi": {
-        "sam": "1.2e-3",
-        "asam": "5e-4",
-        "layer_sam": "1e-3",
-        "multi_step_defense": "5e-4",
-        "ga_sam": "0.9",
-    },
-}
-EPOCHS = {"iwslt14_de_en": "70", "iwslt15_en_vi": "52"}
-
-
-class TestFullSize:
-    """What --dry-run prints is compared with the papers' settings."""
-
-    @pytest.mark.parametrize("name", ["iwslt14_de_en", "iwslt15_en_vi"])
-    @pytest.mark.parametrize("method", ["baseline", *RADII["iwslt14_de_en"]])
-    def test_translation(self, name, method):
-        commands = dry_run(name, "--gpus", 1, "--seeds", 3, "--methods", method, "--out", "O")
-        shared = trainings(commands, "O/shared/seed3/checkpoints")
-        branch = trainings(commands, f"O/runs/{method}/seed3/checkpoints")
-        assert (shared["--optimizer"], shared["--max-epoch"]) == ("adam", "29")
-        assert branch["--max-epoch"] == EPOCHS[name]
-        for found in (shared, branch):
-            assert found["--arch"] == "transformer_wmt_en_de"
-            assert (found["--max-tokens"], found["--seed"]) == ("4096", "3")
-            assert (found["--lr"], found["--warmup-updates"]) == ("5e-4", "4000")
-            assert (found["--dropout"], found["--weight-decay"]) == ("0.3", "0.0001")
-        assert self.perturbation(branch) == self.expected(name, method)
-
-    @pytest.mark.parametrize("method", ["free_lb", "r3f", "r_drop", "smart"])
-    def test_a_regulariser_begins_where_the_perturbation_does(self, method):
-        commands = dry_run("iwslt14_de_en", "--gpus", 1, "--seeds", 3, "--methods", method)
-        shared, branch = (flags(c) for c in commands if "fairseq_cli.train" in c)
-        assert shared["--criterion"].startswith("per_sentence_")
-        assert branch["--criterion"] == f"{method}_label_smoothed_cross_entropy"
-        assert branch["--optimizer"] == "adam"
-        assert not any(flag.startswith("--sam-") for flag in branch)
-        assert ("--store-ema" in branch) == (method == "smart")
-
-    @staticmethod
-    def perturbation(found):
-        names = ("rho", "norm", "steps", "loss-reduction", "start-epoch")
-        values = {n: found.get(f"--sam-{n}") for n in names}
-        return {"optimizer": found["--optimizer"], **values}
-
-    @staticmethod
-    def expected(name, method):
-        if method == "baseline":
-            return {
-                "optimizer": "adam",
-                **dict.fromkeys(["rho", "norm", "steps", "loss-reduction", "start-epoch"]),
-            }
-        return {
-            "optimizer": method,
-            "rho": RADII[name][method],
-            "norm": "linf",
-            "steps": "2" if method in ("multi_step_defense", "ga_sam") else None,
-            "loss-reduction": "sum" if method in ("layer_sam", "ga_sam") else None,
-            "start-epoch": "30",
-        }
-
-    @pytest.mark.parametrize("name", ["iwslt14_de_en", "iwslt15_en_vi"])
-    def test_testing(self, name):
-        commands = dry_run(name, "--gpus", 1, "--seeds", 3, "--out", "O")
-        average = [flags(c) for c in commands if "average" in c]
-        assert {found["--last-epochs"] for found in average} == {"10"}
-        generate = [flags(c) for c in commands if "fairseq_cli.generate" in c]
-        assert {found["--beam"] for found in generate} == {"5"}
-        assert len(average) == len(generate) == 6
-
-    def test_de_en_preparation(self):
-        commands = dry_run("iwslt14_de_en", "--gpus", 1, "--seeds", 1)
-        learn = next(c for c in commands if "learn-bpe" in c)
-        assert flags(["--s", learn[learn.index("-s") + 1]]) == {"--s": "10000"}
-        corpus = next(c for c in commands if any("ted_corpus.py" in word for word in c))
-        assert "--valid" not in corpus
-        assert "--cased" not in corpus
-        score = next(c for c in commands if any("translations.py" in word for word in c))
-        assert "--lowercase" in score
-
-    def test_en_vi_preparation(self):
-        commands = dry_run("iwslt15_en_vi", "--gpus", 1, "--seeds", 1)
-        corpus = next(c for c in commands if any("parallel_text.py" in word for word in c))
-        assert {"--cased", "--keep-all"} <= set(corpus)
-        binarise = flags(next(c for c in commands if "fairseq_cli.preprocess" in c))
-        assert (binarise["--thresholdsrc"], binarise["--thresholdtgt"]) == ("5", "5")
-        assert not any("learn-bpe" in c for c in commands)
-
-    def test_bart(self):
-        commands = dry_run(
-            "bart_cnn_dm", "--bart", "B/model.pt", "--gpus", 8, "--seeds", 1, "--out", "O"
-        )
-        found = trainings(commands, "O/runs/delta_sam/seed1/checkpoints")
-        assert (found["--arch"], found["--finetune-from-model"]) == ("bart_large", "B/model.pt")
-        assert (found["--optimizer"], found["--sam-rho"]) == ("delta_sam", "0.01")
-        assert found["--delta-sam-eta"] == "1e-4"
-        assert (found["--lr"], found["--total-num-update"]) == ("3e-5", "20000")
-        assert (found["--max-tokens"], found["--update-freq"]) == ("2048", "4")
-        assert (found["--warmup-updates"], found["--clip-norm"]) == ("500", "0.1")
-        assert "--fp16" in found
-        generate = flags(next(c for c in commands if "fairseq_cli.generate" in c))
-        assert (generate["--beam"], generate["--lenpen"]) == ("4", "2.0")
-        assert (generate["--min-len"], generate["--max-len-b"]) == ("55", "140")
-        assert generate["--no-repeat-ngram-size"] == "3"
-
-    def test_the_batch_is_divided_among_gpus(self):
-        commands = dry_run("iwslt14_de_en", "--gpus", 4, "--seeds", 1, "--out", "O")
-        found = trainings(commands, "O/runs/sam/seed1/checkpoints")
-        assert (found["--max-tokens"], found["--distributed-world-size"]) == ("1024", "4")
-        commands = dry_run("bart_cnn_dm", "--bart", "B", "--gpus", 2, "--seeds", 1, "--out", "O")
-        assert trainings(commands, "O/runs/sam/seed1/checkpoints")["--update-freq"] == "16"
-
-    def test_several_machines(self):
-        commands = dry_run(
-            "iwslt14_de_en", "--gpus", 2, "--nodes", 2, "--master", "h:99", "--seeds", 1
-        )
-        launch = next(c for c in commands if "fairseq_cli.train" in c)
-        assert launch[0] == "torchrun"
-        found = flags(launch)
-        assert (found["--nnodes"], found["--nproc-per-node"], found["--node-rank"]) == (
-            "2",
-            "2",
-            "0",
-        )
-        assert (found["--master-addr"], found["--master-port"]) == ("h", "99")
-        assert found["--max-tokens"] == "1024"
-
-    @pytest.mark.parametrize(("nodes", "gpus"), [(2, 1), (2, 4)])
-    def test_all_machines_train_one_model(self, nodes, gpus):
-        commands = dry_run(
-            *("iwslt14_de_en", "--gpus", gpus, "--nodes", nodes, "--master", "h:99", "--seeds", 1)
-        )
-        found = flags(next(c for c in commands if "fairseq_cli.train" in c))
-        assert found["--distributed-world-size"] == str(nodes * gpus)
-
-    def test_another_radius_and_more_flags(self):
-        commands = dry_run(
-            "iwslt15_en_vi", "--methods", "ga_sam@0.25", "--seeds", 2, "--out", "O", "--gpus", 0,
-            "--extra", "--lr 1e-3 --adam-betas '(0.9, 0.99)'",
-        )  # fmt: skip
-        found = trainings(commands, "O/runs/ga_sam@0.25/seed2/checkpoints")
-        assert (found["--sam-rho"], found["--lr"]) == ("0.25", "1e-3")
-        assert found["--adam-betas"] == "(0.9, 0.99)"
-        assert "--cpu" in found
-
-    def test_nothing_is_run(self, tmp_path):
-        dry_run("iwslt14_de_en", "--out", tmp_path / "O")
-        assert list(tmp_path.iterdir()) == []
-
-
-class TestManners:
-    @pytest.mark.parametrize("name", SCRIPTS)
-    def test_help_names_every_option(self, name):
-        result = run(name, "--help")
-        assert result.returncode == 0
-        sources = [ROOT / "scripts" / f"{name}.sh", ROOT / "scripts" / "lib" / "experiment.sh"]
-        text = "".join(path.read_text(encoding="utf-8") for path in sources)
-        known = set(re.findall(r"^ +(--[a-z-]+)\) [A-Z]", text, re.MULTILINE))
-        assert len(known) >= 17
-        missing = {option for option in known if option not in result.stdout}
-        # bart_cnn_dm counts in updates.
-        assert missing == ({"--epochs", "--start-epoch"} if name == "bart_cnn_dm" else set())
-
-    @pytest.mark.parametrize("name", SCRIPTS)
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            (["--methods", "adamw"], "--methods adamw: choose from"),
-            (["--methods", "sam@x"], "--methods sam@x: the radius x: a number above 0"),
-            (["--methods", "sam@1e400"], "sam@1e400: the radius 1e400: a number above 0"),
-            (["--methods", "sam@1e-400"], "sam@1e-400: the radius 1e-400: a number above 0"),
-            (["--methods", "sam@٣"], "sam@٣: the radius ٣: a number above 0"),
-            (["--methods", "baseline@1"], "baseline has no radius"),
-            (["--seeds", "1,b"], "--seeds b: a whole number"),
-            (["--seeds", ","], "--seeds: at least one"),
-            (["--stage", "7"], "--stage 7: a whole number from 1 to 6"),
-            (["--stage", "4", "--stop-stage", "3"], "--stop-stage 3: a whole number from 4 to 6"),
-            (["--gpus", "99"], "--gpus 99"),
-            (["--parallel", "0"], "--parallel 0"),
-            (["--nodes", "2", "--node-rank", "2"], "--node-rank 2"),
-            (["--master", "host"], "--master host: HOST:PORT"),
-            (["--extra", "'"], "the quotes do not match"),
-            (["--data", "/no/such"], "--data /no/such: no such"),
-            (["--frobnicate", "1"], "unknown option --frobnicate"),
-            (["--average"], "--average needs a value"),
-            (["word"], "unexpected argument word"),
-        ],
-    )
-    def test_misuse(self, name, arguments, message, tmp_path):
-        result = run(name, "--small", "--out", tmp_path / "out", *arguments)
-        assert result.returncode == 2
-        assert message in result.stdout
-        assert not (tmp_path / "out").exists()
-
-    def test_misuse_of_one_script(self, tmp_path):
-        for name, arguments, message in (
-            ("bart_cnn_dm", [], "--bart is missing"),
-            ("bart_cnn_dm", ["--bart", "/no/such"], "--bart /no/such: no such file"),
-            ("bart_cnn_dm", ["--epochs", "3"], "--epochs: training is counted in --updates"),
-            ("iwslt14_de_en", ["--bpe", "x"], "--bpe x: choose from"),
-            ("iwslt15_en_vi", ["--start-epoch", "99"], "--start-epoch 99"),
-        ):
-            result = run(name, "--out", tmp_path / "out", *arguments)
-            assert (result.returncode, message in result.stdout) == (2, True), result.stdout
-
-    def test_other_settings_are_not_mixed(self, tmp_path):
-        out = tmp_path / "out"
-        data = write_parallel(tmp_path / "in", ("train", "valid", "test"), ("en", "vi"), (9, 3, 2))
-        base = ["--small", "--data", data, "--out", out, "--stop-stage", 1]
-        assert run("iwslt15_en_vi", *base).returncode == 0
-        result = run("iwslt15_en_vi", *base, "--epochs", 5)
-        assert result.returncode == 2
-        assert "now:  epochs=5" in result.stdout
-
-    def test_stages_in_order(self, tmp_path):
-        data = write_parallel(tmp_path / "in", ("train", "valid", "test"), ("en", "vi"), (9, 3, 2))
-        result = run(
-            "iwslt15_en_vi", "--small", "--data", data, "--out", tmp_path / "out", "--stage", 4
-        )
-        assert result.returncode == 1
-        assert "start with --stage 2" in result.stdout
-
-
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serves tmp_path/served; yields its URL."""
-    (tmp_path / "served").mkdir()
-    handler = partial(Handler, directory=str(tmp_path / "served"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
-        thread = threading.Thread(target=http_server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{http_server.server_port}"
-        http_server.shutdown()
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
-class TestFetch:
-    def fetch(self, url, file, sha=""):
-        code = (
-            f'source "{ROOT}/scripts/lib.sh"; source "{ROOT}/scripts/lib/commands.sh"; fetch "$@"'
-        )
-        environment = {**os.environ, "no_proxy": "*"}
-        return subprocess.run(
-            [BASH, "-c", code, "script", url, str(file), sha],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-
-    def test_whole_file(self, server, tmp_path):
-        (tmp_path / "served" / "a.txt").write_text("text")
-        sha = hashlib.sha256(b"text").hexdigest()
-        assert self.fetch(f"{server}/a.txt", tmp_path / "a.txt", sha).returncode == 0
-        assert (tmp_path / "a.txt").read_text() == "text"
-        assert not (tmp_path / "a.txt.part").exists()
-
-    def test_unreachable_host_says_how_to_help_oneself(self, tmp_path):
-        result = self.fetch("http://127.0.0.1:9/a.tgz", tmp_path / "a.tgz")
-        assert result.returncode == 1
-        assert "from  http://127.0.0.1:9/a.tgz" in result.stderr
-        assert f"to    {tmp_path}/a.tgz" in result.stderr
-        assert not (tmp_path / "a.tgz").exists()
-
-    def test_missing_file(self, server, tmp_path):
-        assert self.fetch(f"{server}/none.txt", tmp_path / "a").returncode == 1
-        assert not (tmp_path / "a").exists()
-
-    def test_a_cut_archive_is_not_taken_for_whole(self, server, tmp_path):
-        whole = pack(write_archive(tmp_path / "x"), tmp_path / "x.tgz").read_bytes()
-        (tmp_path / "served" / "a.tgz").write_bytes(whole[: len(whole) // 2])
-        result = self.fetch(f"{server}/a.tgz", tmp_path / "a.tgz")
-        assert result.returncode == 1
-        assert "damaged" in result.stderr
-        assert not (tmp_path / "a.tgz").exists()
-
-    def test_another_file_than_the_one_wanted(self, server, tmp_path):
-        (tmp_path / "served" / "a.txt").write_text("other")
-        result = self.fetch(f"{server}/a.txt", tmp_path / "a.txt", "0" * 64)
-        assert result.returncode == 1
-        assert not (tmp_path / "a.txt").exists()
-        assert (tmp_path / "a.txt.damaged").read_text() == "other"
-
-    def test_a_file_put_there_by_hand_is_taken_and_checked(self, tmp_path):
-        (tmp_path / "a.txt").write_text("text")
-        sha = hashlib.sha256(b"text").hexdigest()
-        assert self.fetch("http://127.0.0.1:9/a", tmp_path / "a.txt", sha).returncode == 0
 
 
 def small_de_en(tmp_path, out, *arguments):
@@ -386,7 +76,7 @@ class TestDeEn:
                     start_new_session=True,
                 )
                 time.sleep(rng.uniform(2, 15))
-                kill_session(process)
+                kill_all(process)
         result = run(*small_de_en(tmp_path, out))
         assert result.returncode == 0, result.stdout
         return tmp_path, out, result.stdout
@@ -439,15 +129,12 @@ class TestDeEn:
 
     def test_two_at_a_time_in_one_folder(self, finished):
         tmp_path, out, _ = finished
-        if shutil.which("flock") is None:
-            pytest.skip("there is no flock")
-        import fcntl
 
         with open(out / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             result = run(*small_de_en(tmp_path, out))
         assert result.returncode == 1
-        assert "another script is at work" in result.stdout
+        assert "another command is at work" in result.stdout
 
     def test_a_failing_training_is_reported_and_the_others_go_on(self, finished):
         tmp_path, out, _ = finished
@@ -457,7 +144,8 @@ class TestDeEn:
         (blocked / "seed1").write_text("in the way")
         result = run(*small_de_en(tmp_path, out), *methods, "--parallel", 2)
         assert result.returncode == 1
-        assert "1 of the trainings or scorings failed" in result.stdout
+        assert "1 of 2 failed" in result.stdout
+        assert "--job train.sam@1e-5.seed1" in result.stdout
         assert (out / ".done" / "train.asam@1e-5.seed1").exists()
         assert not (out / ".done" / "train.sam@1e-5.seed1").exists()
 
@@ -477,26 +165,51 @@ class TestDeEn:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
-        launched = out / "runs" / "layer_sam@1e-6" / "seed1" / "launched"
+        log = out / "runs" / "layer_sam@1e-6" / "seed1" / "train.log"
         deadline = time.monotonic() + 60
-        while not launched.exists() and time.monotonic() < deadline:
+        while "layer_sam: rho" not in (log.read_text() if log.exists() else ""):
+            assert time.monotonic() < deadline
             time.sleep(0.1)
+        started = descendants(process.pid)
+        assert started
         process.terminate()
         assert process.wait(timeout=30) == 130
-        time.sleep(1)
-        listed = subprocess.run(["ps", "-eo", "sess,args"], capture_output=True, text=True).stdout
-        left = [line for line in listed.splitlines() if line.split()[:1] == [str(process.pid)]]
-        assert [line for line in left if "defunct" not in line] == []
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+        alive = [line for line in listed.splitlines()[1:] if int(line.split()[0]) in started]
+        assert [line for line in alive if "defunct" not in line] == []
 
+    def test_a_damaged_checkpoint_begins_with_the_shared_epochs_again(self, finished):
+        tmp_path, out, _ = finished
+        folder = out / "runs" / "baseline" / "seed1"
+        before = weights(out, "baseline")
+        (folder / "checkpoints" / "checkpoint_last.pt").write_bytes(b"half")
+        for name in ("train", "score"):
+            (out / ".done" / f"{name}.baseline.seed1").unlink()
+        result = run(*small_de_en(tmp_path, out))
+        assert result.returncode == 0, result.stdout
+        assert "damaged1" in result.stdout
+        after = weights(out, "baseline")
+        assert all(torch.equal(after[key], before[key]) for key in before)
 
-@pytest.mark.slow
-@needs_text_packages
-def test_ten_kills_at_random(tmp_path):
-    compare_after_kills(
-        lambda out: command(*small_de_en(tmp_path, out)), tmp_path, 10, predictions_of
-    )
+    def test_the_script_of_a_dry_run_does_the_same(self, finished):
+        tmp_path, out, _ = finished
+        other = tmp_path / "by hand"
+        printed = run(*small_de_en(tmp_path, other), "--dry-run", "--gpus", 0)
+        assert printed.returncode == 0
+        assert not other.exists()
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        (folder / "python").chmod(0o755)
+        environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        result = subprocess.run(
+            [BASH], input=printed.stdout, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert scores(other) == scores(out)
+        rows = [(o / "report.md").read_text().count("| ga_sam@0.01 |") for o in (out, other)]
+        assert rows == [1, 1]
 
 
 def cut(source, target, count):

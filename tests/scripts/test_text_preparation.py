@@ -108,7 +108,7 @@ class TestTedCorpus:
             file.write("One more.\n")
         arguments = ("--archive", folder, "--out", tmp_path / "out", *self.FLAGS)
         assert run(ted_corpus, monkeypatch, *arguments) == 1
-        assert "train.tags.de-en.de has 121" in capsys.readouterr().err
+        assert "train.tags.de-en.de has 121 lines" in capsys.readouterr().err
 
     @pytest.mark.skipif(
         not (REAL_DATA / "iwslt-ted-xml").is_dir(), reason="the TED talks are not there"

@@ -1,0 +1,207 @@
+"""Goes through the stages of an experiment: runs them, prints them, or takes part in them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import List, Optional, Sequence
+
+from fairseq_sam.experiments.command_lines import shell_lines
+from fairseq_sam.experiments.directory import check_settings, locked
+from fairseq_sam.experiments.errors import (
+    ExperimentError,
+    MisuseError,
+    OtherSettingsError,
+)
+from fairseq_sam.experiments.experiment import ROOT, Experiment
+from fairseq_sam.experiments.jobs import Job, Runner
+from fairseq_sam.experiments.option_types import without
+from fairseq_sam.experiments.options import ARRAY, STAGES, parse
+from fairseq_sam.experiments.processes import duration, termination_interrupts
+from fairseq_sam.experiments.recipe import Recipe
+from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
+from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
+from fairseq_sam.files import read_text, write_text
+
+_WAIT_SECONDS = 2.0
+
+
+def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
+    """Runs a recipe.
+
+    Args:
+        recipe: what to run.
+        program: what the user typed, for messages.
+        arguments: what came behind it. With ``--check`` first they are only checked.
+
+    Returns:
+        The exit status: 0, 1 after a failure, 2 for misuse, 130 when interrupted.
+    """
+    only_check = list(arguments[:1]) == ["--check"]
+    arguments = arguments[1:] if only_check else arguments
+    try:
+        options = parse(recipe, program, arguments)
+        choose_gpus(options, recipe.on_cpu, only_check)
+        experiment = Experiment(recipe, options, tell)
+        if options.dry_run:
+            print_script(experiment, program, arguments)
+        elif not only_check:
+            with termination_interrupts():
+                run(experiment, program, arguments)
+    except (MisuseError, OtherSettingsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ExperimentError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def tell(line: str) -> None:
+    """Says what goes on."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def choose_gpus(options: argparse.Namespace, on_cpu: bool, only_check: bool) -> None:
+    """Sets the number of GPUs where it was not given.
+
+    Raises:
+        MisuseError: there are fewer than wanted; a cluster's are not counted.
+    """
+    elsewhere = options.dry_run or options.launcher
+    if options.gpus is None and (on_cpu or elsewhere):
+        options.gpus = int(not on_cpu)
+    if not elsewhere and options.gpus != 0:
+        if only_check:  # there may be no torch yet to ask
+            options.gpus = 1 if options.gpus is None else options.gpus
+            return
+        there = len(visible_gpus())
+        options.gpus = min(1, there) if options.gpus is None else options.gpus
+        if options.gpus > there:
+            raise MisuseError(f"argument --gpus: {options.gpus} is not allowed: there are {there}")
+    if options.nodes > 1 and not options.gpus:
+        raise MisuseError(f"argument --nodes: {options.nodes} need --gpus of at least 1")
+
+
+# ---- the stages ---------------------------------------------------------------------------------
+
+
+def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
+    """Does the stages that were asked for."""
+    out, options = Path(x.out), x.options
+    (out / ".done").mkdir(parents=True, exist_ok=True)
+    if x.node:
+        join(x)
+        return
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        locks = [stack.enter_context(locked(out / ".lock", shared=bool(options.job)))]
+        if options.job:
+            locks.append(stack.enter_context(locked(out / ".done" / f"{options.job}.lock")))
+        check_settings(out, x.recipe.recorded(x), tell)
+        kept = without(arguments, "--stage", "--stop-stage", "--launcher")
+        again = f"{program} {shlex.join(kept)}"
+        runner = Runner(_slots(options), tell, locks, keep_going=True)
+        runner.again = lambda job: f"{again} --job {job.name}"
+        if options.job:
+            job = job_named(x, options.job)
+            if job.record.exists():  # as where a cluster repeats what it stopped
+                tell(f"{job.title}: done before")
+            else:
+                runner.run([job])
+            return
+        for number in range(options.stage, options.stop_stage + 1):
+            if not do_stage(x, runner, number):
+                return
+    tell(f"finished in {duration(time.monotonic() - begin)}")
+
+
+def do_stage(x: Experiment, runner: Runner, number: int) -> bool:
+    """Does what is left of a stage; false where it was handed over to an array job."""
+    if number >= 3 and number < 6:
+        x.check_done("prepare", 2)
+    if number == 6:
+        Runner([None], tell, counted=False).run(jobs_of(x, number)[0])
+        print(read_text(Path(x.out, "report.md")), end="", flush=True)
+        for line in (f"table: {x.out}/report.md", *x.recipe.closing(x)):
+            tell(line)
+        return True
+    groups = jobs_of(x, number)
+    for jobs in groups:
+        for job in jobs:
+            if number == 5:
+                x.check_done(job.name.replace("score.", "train.", 1), 4)
+        left = [job for job in jobs if not job.record.exists()]
+        for job in jobs:
+            if job not in left:
+                tell(f"{job.title}: done before")
+        if left and x.options.launcher == ARRAY and number in (3, 4):
+            write_array(x, runner, left, number)
+            return False
+        if left:
+            tell(f"stage {number}: {STAGES[number - 1]}")
+            runner.run(left)
+    return True
+
+
+def _slots(options: argparse.Namespace) -> List[Optional[str]]:
+    gpus = [] if options.launcher or not options.gpus else visible_gpus()
+    return gpu_slots(gpus, max(options.gpus, 1), options.parallel)
+
+
+def join(x: Experiment) -> None:
+    """Takes part in what rank 0 launches."""
+    shared = [(SHARED, seed) for seed in x.options.seeds if (x.options.start_epoch or 1) > 1]
+    runner = Runner(_slots(x.options), tell, counted=False)
+    for method, seed in [*shared, *x.runs()]:
+        job = training_job(x, method, seed)
+        tell(f"waiting for rank 0 to begin {job.title}")
+        while not (job.log.parent / "launched").exists() and not job.record.exists():
+            time.sleep(_WAIT_SECONDS)
+        if (job.log.parent / "launched").exists():
+            job.record = job.record.with_name(f"{job.name}.node{x.node}")
+            runner.run([job])
+
+
+# ---- by hand, and by a cluster ------------------------------------------------------------------
+
+
+def print_script(x: Experiment, program: str, arguments: Sequence[str]) -> None:
+    """Prints a shell script that does what the runner would do."""
+    places = {"OUT": x.out, "DATA": x.options.data, "ROOT": str(ROOT)}
+    places = {name: str(place).rstrip("/") for name, place in places.items() if place}
+    print("#!/usr/bin/env bash")
+    options = shlex.join(argument for argument in arguments if argument != "--dry-run")
+    print(f"# What {program} {options} does, one after the other.")
+    print("# Trainings go on from their last checkpoint; `python` has fairseq and all the rest.")
+    print("set -euo pipefail")
+    for name, place in places.items():
+        print(f"{name}={shlex.quote(place)}")
+    print('export PYTHONPATH="$ROOT"')
+    for number in range(x.options.stage, x.options.stop_stage + 1):
+        for job in (job for group in jobs_of(x, number) for job in group):
+            print(f"\n# stage {number}: {job.title}")
+            for step in job.steps():
+                for line in shell_lines(step, places):
+                    print(line)
+
+
+def write_array(x: Experiment, runner: Runner, jobs: Sequence[Job], number: int) -> None:
+    """Writes jobs as the commands of an array job, and says how to submit it."""
+    path = Path(x.out, f"array.stage{number}.txt")
+    begin = f"cd {shlex.quote(os.getcwd())} && "
+    write_text(path, "".join(f"{begin}{runner.again(job)}\n" for job in jobs))
+    tell(f"{len(jobs)} commands in {path}; submit them, and run this again when they are done:")
+    line = f'sed -n "${{SLURM_ARRAY_TASK_ID}}p" {shlex.quote(str(path))} | bash'
+    print(f"sbatch --array=1-{len(jobs)} --wrap {shlex.quote(line)}")

@@ -1,0 +1,83 @@
+"""The stages of an experiment, and the jobs of each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Callable, Iterable, List, Optional
+
+from fairseq_sam.experiments.command_lines import Step
+from fairseq_sam.experiments.errors import MisuseError
+from fairseq_sam.experiments.experiment import Experiment
+from fairseq_sam.experiments.jobs import Job
+from fairseq_sam.experiments.log_lines import EpochLines
+
+SHARED = "shared"
+"""Stands for the method of the epochs that all share."""
+
+
+def jobs_of(x: Experiment, stage: int) -> List[List[Job]]:
+    """Returns the jobs of a stage, in groups that follow each other."""
+    if stage == 1:
+        return [[_job(x, "download", "getting the data", x.download)]]
+    if stage == 2:
+        return [[_job(x, "prepare", "preparing the data", x.prepare)]]
+    if stage == 3:
+        return [_shared_jobs(x)]
+    if stage == 4:
+        return [[training_job(x, *run) for run in x.runs()]]
+    if stage == 5:  # those first that others are compared with
+        return [[_score_job(x, *run) for run in x.runs(first)] for first in (True, False)]
+    return [[_job(x, "report", "reporting", x.report)]]
+
+
+def job_named(x: Experiment, name: str) -> Job:
+    """Returns a job.
+
+    Raises:
+        MisuseError: there is none by that name.
+    """
+    jobs = [job for stage in range(1, 6) for group in jobs_of(x, stage) for job in group]
+    for job in jobs:
+        if job.name == name:
+            return job
+    known = ", ".join(job.name for job in jobs)
+    raise MisuseError(f"argument --job: {name} is not allowed: choose from {known}")
+
+
+def training_job(x: Experiment, method: str, seed: int) -> Job:
+    """Returns the job that trains a method, or the epochs that all share."""
+    shared = method == SHARED
+    folder = x.shared_path(seed) if shared else x.path(method, seed)
+
+    def steps() -> Iterable[Step]:
+        return x.train_shared(seed) if shared else x.train(method, seed)
+
+    title = f"training {'the shared epochs' if shared else method} with seed {seed}"
+    return _job(x, f"train.{method}{x.seeded('.', seed)}", title, steps, x.train_log(folder))
+
+
+def _shared_jobs(x: Experiment) -> List[Job]:
+    if (x.options.start_epoch or 1) > 1:
+        return [training_job(x, SHARED, seed) for seed in x.options.seeds]
+    if not x.recipe.pretraining(x):
+        return []
+    return [_job(x, "pretrain", "pretraining", x.pretrain, Path(x.out, "pretrain", "train.log"))]
+
+
+def _score_job(x: Experiment, method: str, seed: int) -> Job:
+    title, log = f"scoring {method} with seed {seed}", Path(x.path(method, seed), "score.log")
+    name = f"score.{method}{x.seeded('.', seed)}"
+    return _job(x, name, title, lambda: x.score(method, seed), log)
+
+
+def _job(
+    x: Experiment,
+    name: str,
+    title: str,
+    steps: Callable[[], Iterable[Step]],
+    log: Optional[Path] = None,
+) -> Job:
+    log = log or Path(x.out, f"{name}.log")
+    label = title.replace("training ", "").replace(" with", "")
+    watch = EpochLines(log, lambda line: x.tell(f"  {label}: {line}")).look
+    return Job(name, title, steps, log, x.record(name), watch)

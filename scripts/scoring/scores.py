@@ -1,0 +1,70 @@
+"""What the scoring programs share: generated text, p-values, and the files that they write."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterable, List, Sequence
+
+import numpy as np
+
+from fairseq_sam.files import write_json, write_text
+
+RESAMPLES = 1000
+
+Records = List[Dict[str, Any]]
+
+
+class ScoringError(Exception):
+    """Files that do not belong together; the text is one line that names them."""
+
+
+def read_hypotheses(generated: str) -> List[str]:
+    r"""Returns fairseq-generate's hypotheses in the order of the test set, tokenised.
+
+    >>> read_hypotheses("S-1\tx\nH-1\t-0.5\tb c\nH-0\t-0.1\ta\nGenerate: BLEU4 = 1")
+    ['a', 'b c']
+    """
+    found: Dict[int, str] = {}
+    for line in generated.split("\n"):
+        if line.startswith("H-"):
+            key, _, text = line.split("\t", 2)
+            found.setdefault(int(key[2:]), text)
+    return [found[key] for key in sorted(found)]
+
+
+def read_lines(path: Path) -> List[str]:
+    """Returns a text file's lines."""
+    text = path.read_text(encoding="utf-8")
+    return text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
+
+
+def two_sided_p_value(differences: Sequence[float], observed: float) -> float:
+    """Returns the p-value of a difference by those of resamples.
+
+    The share of resamples whose difference is farther from the mean difference of all resamples
+    than the observed difference is from 0, as in sacreBLEU (Riezler and Maxwell 2005).
+    """
+    found = np.asarray(differences)
+    beyond = np.abs(found - found.mean()) >= abs(observed)
+    return float((beyond.sum() + 1) / (len(found) + 1))
+
+
+def write_hypotheses(lines: Iterable[str], scores: Path) -> None:
+    """Writes the text that was scored, beside the scores."""
+    write_text(scores.with_name("hypothesis"), "".join(f"{line}\n" for line in lines))
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    score: Callable[[argparse.Namespace], Records],
+    *errors: type,
+) -> int:
+    """Scores, writes ``--output`` and returns the exit status; a failure is one line."""
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    try:
+        write_json(score(args), args.output)
+    except (ScoringError, OSError, *errors) as error:  # type: ignore[misc]
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,231 @@
+"""The stages of a table: in order, once, to the end, by others, and from where they stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fairseq_runs import ROOT
+
+TABLE = ROOT / "tests" / "experiments" / "made_table.py"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+DONE = [
+    *("download", "prepare", "report", "score.baseline.seed1", "score.baseline.seed2"),
+    *("score.sam.seed1", "score.sam.seed2", "train.baseline.seed1", "train.baseline.seed2"),
+    *("train.sam.seed1", "train.sam.seed2"),
+]
+
+
+def start(out, *options, **more):
+    """Starts the table in a process of its own."""
+    command = [sys.executable, TABLE, "--out", out, "--gpus", 0, *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(list(map(str, command)), env=ENVIRONMENT, **pipes, **more)
+
+
+def run(out, *options, status=0):
+    process = start(out, *options)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == status, output
+    return output
+
+
+def done(out):
+    return sorted(p.name for p in (out / ".done").iterdir() if not p.name.endswith(".lock"))
+
+
+def starts(out):
+    """Returns the lines that each training wrote."""
+    files = sorted(out.glob("runs/*/*/starts"))
+    return {str(f.parent.relative_to(out / "runs")): f.read_text().splitlines() for f in files}
+
+
+def wait_until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+class TestStages:
+    def test_all_of_them_and_none_again(self, tmp_path):
+        output = run(tmp_path)
+        assert done(tmp_path) == DONE
+        assert (tmp_path / "report.md").read_text() == "1\n" * 4
+        assert "run 2 of 4, " in output
+        assert "begin" not in output
+        first = starts(tmp_path)
+        assert first == {
+            f"{name}/seed{seed}": [f" {flags} 0"]
+            for name, flags in (
+                ("baseline", "--optimizer adam"),
+                ("sam", "--optimizer sam --base-optimizer adam --sam-rho 1"),
+            )
+            for seed in (1, 2)
+        }
+        again = run(tmp_path)
+        assert again.count("done before") == 10
+        assert starts(tmp_path) == first
+
+    def test_a_part(self, tmp_path):
+        assert "stage 2 has not been done" in run(tmp_path, "--stage", 4, status=1)
+        run(tmp_path, "--stop-stage", 2)
+        assert done(tmp_path) == ["download", "prepare"]
+        output = run(tmp_path, "--stage", 5, status=1)
+        assert f"stage 4 has not been done in {tmp_path}: start with --stage 4" in output
+        run(tmp_path, "--stage", 3)
+        assert done(tmp_path) == DONE
+
+    def test_methods_and_seeds_are_added_other_settings_are_not(self, tmp_path):
+        run(tmp_path, "--seeds", 1, "--methods", "baseline")
+        run(tmp_path, "--seeds", "1,2", "--methods", "baseline,sam@5%")
+        assert {len(lines) for lines in starts(tmp_path).values()} == {1}
+        assert starts(tmp_path)["sam@5%/seed2"][0].endswith("--sam-rho 1 --sam-rho 5% 0")
+        output = run(tmp_path, "--epochs", 5, status=2)
+        assert "was made with other --epochs (None, now 5): use another --out" in output
+
+    def test_what_failed_and_the_command_that_repeats_it(self, tmp_path):
+        output = run(tmp_path, "--methods", "bad,baseline", "--seeds", 1, status=1)
+        assert "1 of 2 failed; a rerun tries them again:" in output
+        (line,) = (line for line in output.splitlines() if "alone: " in line)
+        assert f"{tmp_path}/runs/bad/seed1/train.log: it ended with status 1: begin" in line
+        assert "train.baseline.seed1" in done(tmp_path)
+        command = line.split("alone: ")[1]
+        again = subprocess.run(
+            ["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert again.returncode == 1
+        assert len(starts(tmp_path)["bad/seed1"]) == 2
+        assert len(starts(tmp_path)["baseline/seed1"]) == 1
+
+    def test_a_job_that_is_not_there(self, tmp_path):
+        output = run(tmp_path, "--job", "train.asam.seed1", status=2)
+        assert "--job: train.asam.seed1 is not allowed: choose from download, prepare" in output
+
+
+class TestInterruptions:
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_stopped(self, tmp_path, number):
+        code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        code += f"import runpy, sys; sys.argv[0] = '{TABLE}'; sys.path.insert(0, '{ROOT}');"
+        code += f"runpy.run_path('{TABLE}', run_name='__main__')"
+        options = ["--out", tmp_path, "--gpus", 0, "--pause", 30, "--parallel", 2]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, options)],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until(lambda: len(starts(tmp_path)) == 2)
+        process.send_signal(number)
+        _, messages = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert messages.splitlines()[-1] == "stopped; the same command goes on"
+        assert done(tmp_path) == ["download", "prepare"]
+        run(tmp_path)
+        assert done(tmp_path) == DONE
+
+    @pytest.mark.parametrize("moment", [0.2, 0.6, 1.0, 1.4, 1.8])
+    def test_killed(self, tmp_path, moment):
+        process = start(tmp_path, "--pause", "0.1", "--parallel", 2)
+        time.sleep(moment)
+        process.kill()
+        process.communicate()
+        time.sleep(0.5)  # what it left behind holds the lock
+        run(tmp_path)
+        assert done(tmp_path) == DONE
+        assert not list(tmp_path.glob("**/*.incomplete"))
+
+    def test_not_while_what_a_killed_one_left_is_at_work(self, tmp_path):
+        process = start(tmp_path, "--pause", "60", "--seeds", 1, "--methods", "baseline")
+        wait_until(lambda: starts(tmp_path))
+        process.kill()
+        process.wait()
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+        left = [line.split()[0] for line in listed.splitlines() if str(tmp_path) in line]
+        try:
+            assert "another command is at work there" in run(tmp_path, status=1)
+        finally:
+            for pid in left:
+                os.kill(int(pid), signal.SIGKILL)
+
+
+class TestClusters:
+    def test_a_launcher(self, tmp_path):
+        launcher = tmp_path / "fake srun"
+        launcher.write_text('#!/bin/sh\necho "$@" >> "$CALLS"\nshift 2\nFAKE=srun exec "$@"\n')
+        launcher.chmod(0o755)
+        out = tmp_path / "out"
+        os.environ["CALLS"] = ENVIRONMENT["CALLS"] = str(tmp_path / "calls")
+        run(out, "--launcher", f"'{launcher}' --gpus 1", "--parallel", 2)
+        assert done(out) == DONE
+        assert all(line.startswith("srun --optimizer") for (line,) in starts(out).values())
+        calls = (tmp_path / "calls").read_text().splitlines()
+        assert [call.split()[:2] for call in calls if call.startswith("--gpus")] == [
+            ["--gpus", "1"]
+        ] * 8
+
+    def test_the_commands_of_an_array_job(self, tmp_path):
+        run(tmp_path, "--stop-stage", 2)
+        output = run(tmp_path, "--launcher", "array", "--stage", 3)
+        (submit,) = (line for line in output.splitlines() if line.startswith("sbatch "))
+        assert "--array=1-4 " in submit
+        fake = tmp_path / "bin"
+        fake.mkdir()
+        (fake / "sbatch").write_text(
+            "#!/bin/sh\nfor SLURM_ARRAY_TASK_ID in 1 2 3 4; do\n"
+            '    export SLURM_ARRAY_TASK_ID\n    sh -c "$3" &\ndone\nwait\n'
+        )
+        (fake / "sbatch").chmod(0o755)
+        environment = {**ENVIRONMENT, "PATH": f"{fake}:{os.environ['PATH']}"}
+        subprocess.run(["bash", "-c", submit], env=environment, check=True)
+        assert {len(lines) for lines in starts(tmp_path).values()} == {1}
+        assert len(starts(tmp_path)) == 4
+        run(tmp_path, "--launcher", "array")
+        assert done(tmp_path) == DONE
+
+    def test_one_job_is_done_by_one(self, tmp_path):
+        run(tmp_path, "--stop-stage", 2)
+        one = start(tmp_path, "--job", "train.sam.seed1", "--pause", 3)
+        wait_until(lambda: starts(tmp_path))
+        assert "is at work there" in run(tmp_path, "--job", "train.sam.seed1", status=1)
+        run(tmp_path, "--job", "train.sam.seed2")
+        assert one.wait(60) == 0
+        one.communicate()
+        assert {len(lines) for lines in starts(tmp_path).values()} == {1}
+
+    def test_other_machines_take_part(self, tmp_path):
+        options = ["--nodes", 2, "--seeds", 1, "--pause", 3, "--gpus", 1, "--launcher", ""]
+        code = f"import sys; sys.argv[0] = '{TABLE}'; import runpy;"
+        code += "from fairseq_sam.experiments import conduct; conduct.visible_gpus = lambda: ['0'];"
+        code += f"runpy.run_path('{TABLE}', run_name='__main__')"
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, "--out", str(tmp_path), *map(str, options), *rank],
+                env=ENVIRONMENT,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in ([], ["--node-rank", "1"])
+        ]
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], outputs
+        for lines in starts(tmp_path).values():
+            assert sorted(line[-1] for line in lines) == ["0", "1"]
+        assert len(list(tmp_path.glob("runs/*/*/train.node1.log"))) == 2
+        assert not list(tmp_path.glob("**/launched"))
+
+
+def test_the_script_of_a_dry_run_does_the_same(tmp_path):
+    script = run(tmp_path / "by_hand", "--dry-run")
+    assert not (tmp_path / "by_hand").exists()
+    subprocess.run(["bash"], input=script, text=True, check=True, env=ENVIRONMENT)
+    run(tmp_path / "out")
+    for name in ("report.md", "runs/sam/seed2/starts", "runs/sam/seed2/train.log"):
+        assert (tmp_path / "by_hand" / name).read_text() == (tmp_path / "out" / name).read_text()
+    assert Path(tmp_path, "by_hand", "prepared", "text").exists()
