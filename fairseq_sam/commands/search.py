@@ -12,7 +12,7 @@ from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
 from fairseq_sam.commands.plugins import require_fairseq
 from fairseq_sam.commands.user_dir import package_dir
-from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds
+from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds, shares
 
 if TYPE_CHECKING:
     from fairseq_sam.experiments.search.conduct import Plan
@@ -23,6 +23,7 @@ _EPILOG = """\
 examples:
   fairseq-sam search --out runs/search -- data-bin --optimizer ga_sam \\
       --arch transformer_iwslt_de_en --lr 5e-4 --max-tokens 4096 --max-epoch 30
+  fairseq-sam search --out runs/search --shares -- data-bin --optimizer sam --max-epoch 30
   fairseq-sam search --out runs/search --dry-run -- data-bin --optimizer sam --max-epoch 5
   fairseq-sam search --out runs/search --seeds 1,2,3 --json found.json -- data-bin \\
       --optimizer sam --max-epoch 10 --best-checkpoint-metric accuracy \\
@@ -31,12 +32,17 @@ examples:
 What comes after -- is for fairseq-train, without --sam-rho and --save-dir. First a run without
 perturbation; then the order of magnitude, by bisection over powers of ten for the largest that
 does no harm; then 1, 2, 5 and 8 times it, and the decade below if the smallest of them is the
-best. Radii are compared by the best value of --best-checkpoint-metric on validation data.
+best. With --shares each share of the loss in its list is tried once: these mean the same on every
+model, and need no order of magnitude. Radii are compared by the best value of
+--best-checkpoint-metric on validation data.
 
 Each run has a directory in DIR with its train.log and fairseq's checkpoints. After an interruption
 the same command goes on from them. Where nothing is perturbed until --sam-start-epoch, --start-from
 saves training these epochs again and again.
 """
+
+
+_SHARES = "1%,2%,5%,10%,20%"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -68,9 +74,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def _add_range_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     # fmt: off
-    add("--lowest", type=power_of_ten, default=-6, metavar="RHO",
+    add("--shares", type=shares, nargs="?", const=shares(_SHARES), metavar="S%,S%…",
+        help=f"try these shares of the loss in place of absolute radii ({_SHARES} where no list "
+             "follows)".replace("%", "%%"))
+    add("--lowest", type=power_of_ten, metavar="RHO",
         help="the least power of ten to try (default: 1e-6)")
-    add("--highest", type=power_of_ten, default=1, metavar="RHO",
+    add("--highest", type=power_of_ten, metavar="RHO",
         help="the greatest power of ten to try (default: 10)")
     add("--margin", type=at_least_zero, default=0.01, metavar="SHARE",
         help="a power of ten does harm if it is worse than no perturbation by more than this share "
@@ -136,7 +145,11 @@ def _training_command(args: argparse.Namespace) -> TrainingCommand:
 
     try:
         return read_training_command(
-            args.arguments, METHODS, package_dir(), seeds_given=args.seeds is not None
+            args.arguments,
+            METHODS,
+            package_dir(),
+            seeds_given=args.seeds is not None,
+            shares=args.shares is not None,
         )
     except MisuseError as error:
         args.misuse(str(error))
@@ -144,6 +157,13 @@ def _training_command(args: argparse.Namespace) -> TrainingCommand:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
+    for flag in ("lowest", "highest"):
+        if args.shares is not None and getattr(args, flag) is not None:
+            args.misuse(
+                f"argument --{flag}: it is for absolute radii, and does not go with --shares"
+            )
+    args.lowest = -6 if args.lowest is None else args.lowest
+    args.highest = 1 if args.highest is None else args.highest
     if args.lowest > args.highest:
         low, high = f"1e{args.lowest}", f"1e{args.highest}"
         args.misuse(f"argument --lowest: {low} is above --highest {high}")
@@ -174,6 +194,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         max_runs=args.max_runs,
         rule=StopRule(args.stop_margin, args.stop_after),
         start_from=args.start_from,
+        shares=args.shares or (),
     )
 
 

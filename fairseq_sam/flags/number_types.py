@@ -150,6 +150,23 @@ def share_of(radius: Union[float, str, None]) -> Optional[float]:
     return float(radius[:-1]) / 100 if isinstance(radius, str) else None
 
 
+def shares(text: str) -> Tuple[float, ...]:
+    """Converts shares of the loss that are joined by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: one of them is none.
+
+    >>> shares("5%,10%")
+    (0.05, 0.1)
+    """
+    values = tuple(share_of(radius(part)) for part in text.split(","))
+    if len(set(values)) < len(values) or not all(values):
+        raise ArgumentTypeError(
+            f"{text} is not allowed: it must be shares above 0%, each once, such as 2%,5%"
+        )
+    return tuple(value for value in values if value is not None)
+
+
 def radii(text: str) -> Tuple[float, ...]:
     """Converts numbers above 0 that are joined by commas.
 

@@ -239,6 +239,10 @@ def _searches() -> Iterator[Case]:
     for words, part in (
         ("--lowest 1e-1 --highest 1e-3", "--lowest: 1e-1"),
         ("--lowest 3e-1", "--lowest: 3e-1"),
+        ("--shares 5", "--shares: 5"),
+        ("--shares 0%", "--shares: 0%"),
+        ("--shares 5%,5%", "--shares: 5%,5%"),
+        ("--shares 5% --lowest 1e-3", "--lowest: it is for absolute radii"),
         ("--max-runs 1", "--max-runs: 1"),
         ("--seeds 1,2 --max-runs 3", "--max-runs: 3"),
         ("--seeds 1,1", "--seeds: 1,1"),

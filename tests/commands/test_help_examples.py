@@ -93,7 +93,7 @@ def test_every_example_runs(
 ) -> None:
     kind = "encoders" if command in ("convert", "sts") else "place"
     monkeypatch.chdir(request.getfixturevalue(kind))
-    made = ROOT / "tests" / "search" / "made_trainer.py"
+    made = ROOT / "tests" / "experiments" / "search" / "made_trainer.py"
     monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(made)))
     monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
     monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)

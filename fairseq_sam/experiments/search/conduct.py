@@ -16,7 +16,7 @@ from fairseq_sam.experiments.directory import (
 from fairseq_sam.experiments.errors import MisuseError
 from fairseq_sam.experiments.search.command_check import check_command
 from fairseq_sam.experiments.search.runner import TrialRunner
-from fairseq_sam.experiments.search.strategy import Strategy, follow, order_then_grid
+from fairseq_sam.experiments.search.strategy import Strategy, follow, one_by_one, order_then_grid
 from fairseq_sam.experiments.search.summary import Summary, rows_of
 from fairseq_sam.experiments.search.training_command import TrainingCommand
 from fairseq_sam.experiments.search.trials import Result, StopRule, Trial
@@ -35,6 +35,7 @@ class Plan:
         max_runs: the number of runs that may be made, None for no limit.
         rule: when to give up a run.
         start_from: the checkpoint that every run begins with.
+        shares: of the loss, to be tried in place of absolute radii.
     """
 
     directory: Path
@@ -45,9 +46,12 @@ class Plan:
     max_runs: Optional[int]
     rule: StopRule
     start_from: Optional[Path]
+    shares: Sequence[float] = ()
 
     def strategy(self, width: int = 1) -> Strategy:
         """Returns the strategy, for so many radii at once."""
+        if self.shares:
+            return one_by_one(self.shares)
         return order_then_grid(self.lowest, self.highest, self.margin, width)
 
     def trials(self, radii: Sequence[float]) -> List[Trial]:
@@ -109,6 +113,7 @@ def settings_of(plan: Plan, command: TrainingCommand) -> Settings:
         "--start-from": None if plan.start_from is None else str(plan.start_from.absolute()),
         "--stop-margin": plan.rule.margin,
         "--stop-after": plan.rule.patience,
+        "--shares": command.shares,
     }
 
 
@@ -123,7 +128,7 @@ def check_before(plan: Plan, command: TrainingCommand) -> None:
     if plan.start_from is not None:
         _check_start(plan.start_from, command.last_update)
     if read_settings(plan.directory / SETTINGS_NAME) != settings_of(plan, command):
-        check_command(command.with_radius(10.0**plan.lowest))
+        check_command(command.with_radius(plan.shares[0] if plan.shares else 10.0**plan.lowest))
 
 
 def _check_start(checkpoint: Path, last_update: Optional[int]) -> None:

@@ -41,7 +41,13 @@ def _draw(axis: Any, summary: Summary) -> None:
     best = summary.best
     if best is not None and best.mean is not None:
         style: Dict[str, Any] = {"marker": "*", "markersize": 15, "color": _GREEN, "zorder": 3}
-        axis.plot(best.rho, best.mean, label=f"best: {best.rho:g}", linestyle="none", **style)
+        axis.plot(
+            best.rho,
+            best.mean,
+            label=f"best: {summary.command.radius(best.rho)}",
+            linestyle="none",
+            **style,
+        )
     _label(axis, summary, tried)
 
 
@@ -50,7 +56,8 @@ def _label(axis: Any, summary: Summary, tried: List[Row]) -> None:
     if tried:
         axis.set_xlim(tried[0].rho / 2, tried[-1].rho * 2)
     axis.margins(y=0.15)
-    axis.set_xlabel("radius (--sam-rho)")
+    of_loss = ", share of the loss" if summary.command.shares else ""
+    axis.set_xlabel(f"radius (--sam-rho{of_loss})")
     unit = "\n(bits per unit)" if summary.command.metric in ("loss", "nll_loss") else ""
     axis.set_ylabel(f"{summary.command.metric} on {summary.command.subset}{unit}")
     axis.legend(fontsize="small")

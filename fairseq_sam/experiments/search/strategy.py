@@ -13,7 +13,7 @@ goes on towards larger radii.
 from __future__ import annotations
 
 import math
-from typing import Callable, Dict, Generator, List, Mapping, Optional
+from typing import Callable, Dict, Generator, List, Mapping, Optional, Sequence
 
 GRID = (1, 2, 5, 8)
 BASELINE = 0.0
@@ -79,6 +79,24 @@ def order_then_grid(lowest: int, highest: int, margin: float = 0.01, width: int 
         if exponent < bearable and costs[best] >= costs[BASELINE]:
             break
     return _remark(costs, lowest, highest)
+
+
+def one_by_one(radii: Sequence[float]) -> Strategy:
+    """Tries each of some radii, after the baseline: shares of the loss mean the same everywhere.
+
+    Yields:
+        All of them at once.
+
+    Returns:
+        As :func:`order_then_grid`.
+    """
+    costs = dict((yield [BASELINE, *radii]))
+    best = best_radius(costs)
+    if len(radii) > 1 and best == max(radii):
+        return "the best share is the largest that was tried: try beyond it"
+    if len(radii) > 1 and best == min(radii):
+        return "the best share is the smallest that was tried: try below it"
+    return ""
 
 
 def spread(low: int, high: int, count: int) -> List[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
 
 from fairseq_sam.experiments.search.strategy import BASELINE, best_radius
 from fairseq_sam.experiments.search.training_command import TrainingCommand
@@ -76,7 +76,8 @@ class Summary:
         best, maximise = self.best, self.command.maximise
         if best is None:
             return "no radius finished; nothing is better than --sam-rho 0 here"
-        text = f"best: --sam-rho {best.rho:g} ({self.command.metric} {best.mean:.5g}"
+        radius = self.command.radius(best.rho)
+        text = f"best: --sam-rho {radius} ({self.command.metric} {best.mean:.5g}"
         if self.baseline is None or self.baseline.mean is None:
             return f"{text})"
         text += f", without perturbation {self.baseline.mean:.5g})"
@@ -120,12 +121,17 @@ def _line(row: Row, summary: Summary) -> str:
     updates = max(result.updates for result in row.results)
     ended = "; ".join(_ending(result) for result in row.results)
     ended = FINISHED if row.mean is not None else ended
-    name = f"{row.rho:g}" + (" (baseline)" if row.rho == BASELINE else "")
+    name = summary.command.radius(row.rho) + (" (baseline)" if row.rho == BASELINE else "")
     return f"| {name} | {value} | {difference} | {updates} | {ended.replace('|', '/')} |"
 
 
 def _ending(result: Result) -> str:
     return result.status + (f": {result.reason}" if result.reason else "")
+
+
+def _radius(rho: float, summary: Summary) -> Union[float, str]:
+    """Returns a number, or a share as text: what ``--sam-rho`` takes."""
+    return summary.command.radius(rho) if summary.command.shares else rho
 
 
 def as_json(summary: Summary) -> Dict[str, Any]:
@@ -135,14 +141,14 @@ def as_json(summary: Summary) -> Dict[str, Any]:
         "metric": summary.command.metric,
         "subset": summary.command.subset,
         "maximise": summary.command.maximise,
-        "rho": best.rho if best else None,
+        "rho": _radius(best.rho, summary) if best else None,
         "value": best.mean if best else None,
         "baseline": baseline.mean if baseline else None,
         "remark": summary.remark,
         "command": ["fairseq-train", *summary.command.with_radius(best.rho)] if best else None,
         "radii": [
             {
-                "rho": row.rho,
+                "rho": _radius(row.rho, summary),
                 "mean": row.mean,
                 "standard_deviation": row.deviation,
                 "runs": [asdict(result) for result in row.results],

@@ -37,6 +37,7 @@ class TrainingCommand:
         subset: the part of the data that it is validated on.
         on_cpu: whether ``--cpu`` is among them.
         last_update: the value of ``--max-update``, None if there is none.
+        shares: whether radii are shares of the loss.
     """
 
     arguments: Tuple[str, ...]
@@ -45,10 +46,15 @@ class TrainingCommand:
     subset: str
     on_cpu: bool
     last_update: Optional[int] = None
+    shares: bool = False
+
+    def radius(self, rho: float) -> str:
+        """Returns a radius as ``--sam-rho`` takes it."""
+        return f"{rho * 100:g}%" if self.shares and rho > 0 else f"{rho:g}"
 
     def with_radius(self, rho: float) -> List[str]:
         """Returns the arguments and a radius."""
-        return [*self.arguments, "--sam-rho", f"{rho:g}"]
+        return [*self.arguments, "--sam-rho", self.radius(rho)]
 
     def of_run(self, rho: float, seed: Optional[int], save_dir: Path) -> List[str]:
         """Returns all arguments of one run; ``seed`` None is the command's own.
@@ -61,7 +67,11 @@ class TrainingCommand:
 
 
 def read_training_command(
-    arguments: Sequence[str], methods: Collection[str], user_dir: Path, seeds_given: bool = False
+    arguments: Sequence[str],
+    methods: Collection[str],
+    user_dir: Path,
+    seeds_given: bool = False,
+    shares: bool = False,
 ) -> TrainingCommand:
     """Checks arguments of ``fairseq-train`` and reads what the search needs to know.
 
@@ -70,6 +80,7 @@ def read_training_command(
         methods: the optimizers that have a radius.
         user_dir: the plugin's, added if they name none.
         seeds_given: whether the search sets ``--seed``.
+        shares: whether radii are shares of the loss.
 
     Raises:
         MisuseError: for a flag that the search would contradict, or one that is missing.
@@ -98,6 +109,7 @@ def read_training_command(
         maximise="--maximize-best-checkpoint-metric" in given,
         subset=(_value(arguments, "--valid-subset", "valid") or "valid").split(",")[0],
         on_cpu="--cpu" in given,
+        shares=shares,
         last_update=int(last) or None if re.fullmatch("[0-9]{1,18}", last) else None,
     )
 

@@ -35,10 +35,12 @@ class Trial:
     def name(self) -> str:
         """The name of its directory.
 
-        >>> Trial(0.002).name, Trial(0.0, seed=3).name
-        ('rho-2e-03', 'rho-0-seed3')
+        >>> Trial(0.002).name, Trial(0.025).name, Trial(0.0, seed=3).name
+        ('rho-2e-03', 'rho-0.025', 'rho-0-seed3')
         """
         rho = "0" if self.rho == BASELINE else f"{self.rho:.0e}"
+        if float(rho) != self.rho:
+            rho = f"{self.rho:g}"
         return f"rho-{rho}" + ("" if self.seed is None else f"-seed{self.seed}")
 
     @property

@@ -39,11 +39,15 @@ def read_checkpoint(path):
     return parts[3]["epoch"]
 
 
+def radius(text):
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
 def parse():
     parser = argparse.ArgumentParser()
     parser.add_argument("data")
     for flag, kind, default in (
-        ("sam-rho", float, 0.0), ("seed", int, 0), ("max-epoch", int, 3), ("optimum", float, 3e-3),
+        ("sam-rho", radius, 0.0), ("seed", int, 0), ("max-epoch", int, 3), ("optimum", float, 3e-3),
         ("pause", float, 0.0), ("fail-at", float, -1.0), ("diverge-above", float, 1e9),
     ):  # fmt: skip
         parser.add_argument(f"--{flag}", type=kind, default=default)

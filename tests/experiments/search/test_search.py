@@ -53,6 +53,22 @@ class TestFinds:
             "rho-8e-03",
         ]
 
+    def test_the_best_share(self, tmp_path, capsys):
+        out, found = tmp_path / "out", tmp_path / "found.json"
+        options = ["--shares", "1%,2.5%,5%,20%", "--json", found]
+        assert search(out, "--optimum", "0.03", options=options) == 0
+        figures = json.loads(found.read_text())
+        assert figures["rho"] == "2.5%"
+        assert figures["command"][-2:] == ["--sam-rho", "2.5%"]
+        assert [row["rho"] for row in figures["radii"]] == ["0", "1%", "2.5%", "5%", "20%"]
+        assert "best: --sam-rho 2.5% (loss" in capsys.readouterr().out
+        assert (out / "search.png").exists()
+
+    def test_the_usual_shares(self, tmp_path, capsys):
+        assert search(tmp_path / "out", options=["--shares"]) == 0
+        assert len(starts(tmp_path / "out")) == 6
+        assert "the best share is the smallest" in capsys.readouterr().out
+
     def test_a_maximised_metric(self, tmp_path):
         metric = ["--best-checkpoint-metric", "accuracy", "--maximize-best-checkpoint-metric"]
         found = tmp_path / "found.json"
