@@ -8,16 +8,33 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
+_SECOND_COPIES = frozenset(
+    f"{name}_{kind}"
+    for name in ("in_proj", "out_proj", "fc1", "fc2")
+    for kind in ("weight", "bias")
+)
+"""What encoder layers of fairseq 0.12.2 and later hold twice, for faster generation."""
+
 
 def named_parameters(model: nn.Module, criterion: nn.Module) -> List[Tuple[str, Tensor]]:
     """Returns the parameters with their names, the model's and the criterion's, each once.
 
-    Frozen ones too: they may thaw during the run. What has no gradient is not perturbed.
+    Frozen ones too: they may thaw during the run. What has no gradient is not perturbed. Encoder
+    layers' second copies are left out: nothing trains them, a checkpoint brings other values of
+    them, and δ-SAM's probes would be shorter by them.
     """
     distinct: Dict[int, Tuple[str, Tensor]] = {}
     for module in (unwrap(model), unwrap(criterion)):
+        second = {
+            id(weight)
+            for layer in module.modules()
+            if hasattr(layer, "BT_version")
+            for name, weight in layer.named_parameters(recurse=False)
+            if name in _SECOND_COPIES
+        }
         for name, weight in module.named_parameters():
-            distinct.setdefault(id(weight), (name, weight))
+            if id(weight) not in second:
+                distinct.setdefault(id(weight), (name, weight))
     return list(distinct.values())
 
 

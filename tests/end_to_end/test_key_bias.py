@@ -31,6 +31,8 @@ def trained(shared_fairseq_train, tmp_path_factory, real_lines, preprocess):
     preprocess(
         "-s de -t en --nwordssrc 2000 --nwordstgt 2000 --trainpref",
         text / "train",
+        "--validpref",  # which fairseq 0.12.2 wants, though nothing is validated
+        text / "train",
         "--destdir",
         text / "bin",
     )
