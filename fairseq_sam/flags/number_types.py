@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from argparse import ArgumentTypeError
-from typing import Callable, Optional, Tuple, Union
+from typing import Callable, List, Optional, Tuple, Union
 
 LARGEST_COUNT = 10**9
 LARGEST_RADIUS = 1e6
@@ -159,7 +159,7 @@ def shares(text: str) -> Tuple[float, ...]:
     >>> shares("5%,10%")
     (0.05, 0.1)
     """
-    values = tuple(share_of(radius(part)) for part in text.split(","))
+    values = tuple(share_of(radius(part)) for part in _parts(text))
     if len(set(values)) < len(values) or not all(values):
         raise ArgumentTypeError(
             f"{text} is not allowed: it must be shares above 0%, each once, such as 2%,5%"
@@ -176,7 +176,7 @@ def radii(text: str) -> Tuple[float, ...]:
     >>> radii("0.05,1e-1")
     (0.05, 0.1)
     """
-    values = tuple(positive(part) for part in text.split(","))
+    values = tuple(positive(part) for part in _parts(text))
     if len(set(values)) < len(values):
         raise ArgumentTypeError(f"{text} is not allowed: it has a number twice")
     return values
@@ -191,7 +191,7 @@ def seeds(text: str) -> Tuple[int, ...]:
     >>> seeds("1,2")
     (1, 2)
     """
-    values = tuple(seed(part) for part in text.split(","))
+    values = tuple(seed(part) for part in _parts(text))
     if len(set(values)) < len(values):
         raise ArgumentTypeError(f"{text} is not allowed: it has a seed twice")
     return values
@@ -211,6 +211,13 @@ def power_of_ten(text: str) -> int:
     if exponent is None or value != float(f"1e{exponent}"):
         raise ArgumentTypeError(f"{text} is not allowed: it must be a power of ten, such as 1e-6")
     return exponent
+
+
+def _parts(text: str) -> List[str]:
+    parts = text.split(",")
+    if not all(parts):
+        raise ArgumentTypeError(f"{text} is not allowed: a number is missing beside a comma")
+    return parts
 
 
 def _finite(text: str) -> float:
