@@ -268,9 +268,24 @@ def autocast_off(device: torch.device) -> ContextManager[Any]:
 def _with_submodules(called: Iterable[Any]) -> List[Any]:
     distinct: Dict[int, Any] = {}
     for each in called:
-        for holder in each.modules() if isinstance(each, nn.Module) else [each]:
+        for holder in submodules(each) if isinstance(each, nn.Module) else [each]:
             distinct[id(holder)] = holder
     return list(distinct.values())
+
+
+def submodules(module: nn.Module) -> List[nn.Module]:
+    """Returns a module and all below it, each once; quicker than ``modules``."""
+    found: Dict[int, nn.Module] = {}
+    waiting = [module]
+    while waiting:
+        each = waiting.pop()
+        if id(each) in found:
+            continue
+        found[id(each)] = each
+        is_scripted = isinstance(each, torch.jit.ScriptModule)
+        below = each.children() if is_scripted else each._modules.values()
+        waiting += [child for child in below if child is not None]
+    return list(found.values())
 
 
 def _weights_that_hooks_write(holders: Iterable[Any]) -> List[Tensor]:

@@ -41,7 +41,7 @@ from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
 from fairseq_sam.training.optimizer_state import carrier_of, momentum_of
 from fairseq_sam.training.optimizers import check_configuration
-from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
+from fairseq_sam.training.parameters import identity, named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences, sub_batch
 from fairseq_sam.training.train_step import (
     StepOutput,
@@ -204,9 +204,9 @@ class Seam:
         return int(self._task.source_dictionary.pad() if padding_idx is None else padding_idx)
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
-        named = named_parameters(step.model, step.criterion)
-        key = (config, id(step.model), [id(weight) for _, weight in named])
+        key = (config, id(step.model), identity(step.model, step.criterion))
         if self._loss is None or key != self._key:
+            named = named_parameters(step.model, step.criterion)
             _refuse_criterion(unwrap(step.criterion), config)
             if config.perturbation.per_instance:
                 _refuse_collectives(unwrap(step.model))
