@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -316,17 +316,29 @@ def draw(figures: Dict[str, Dict[str, Any]], weights: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     base = figures["base"]
-    figure, axis = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    for name, each in figures.items():
-        if name in ("base", FORWARD):
-            continue
-        ratio = statistics.median(a / b for a, b in zip(each["seconds"], base["seconds"]))
-        memory = (each["peak"] - base["peak"]) / weights
-        is_peer = name.startswith("peer")
-        axis.plot(
-            ratio, memory, "s" if is_peer else "o", color="tab:gray" if is_peer else "tab:blue"
+    points = sorted(
+        (
+            statistics.median(a / b for a, b in zip(each["seconds"], base["seconds"])),
+            (each["peak"] - base["peak"]) / weights,
+            name,
         )
-        axis.annotate(name, (ratio, memory), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for name, each in figures.items()
+        if name not in ("base", FORWARD)
+    )
+    figure, axis = plt.subplots(figsize=(9, 6), layout="constrained")
+    labels: List[Tuple[float, float]] = []
+    for ratio, memory, name in points:
+        shape, color = ("s", "tab:gray") if name.startswith("peer") else ("o", "tab:blue")
+        axis.plot(ratio, memory, shape, color=color)
+        height = memory + 0.06
+        while any(abs(ratio - x) < 0.5 and abs(height - y) < 0.11 for x, y in labels):
+            height += 0.03
+        labels.append((ratio, height))
+        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6}
+        at = (ratio + 0.02, height)
+        axis.annotate(name, (ratio, memory), xytext=at, fontsize=8, color=color, arrowprops=line)
+    axis.set_xlim(right=max(ratio for ratio, _, _ in points) + 0.5)
+    axis.set_ylim(top=max(height for _, height in labels) + 0.2)
     axis.set_xlabel("time of a step, base optimizer = 1")
     axis.set_ylabel("memory beyond the base optimizer's, in copies of the weights")
     axis.set_title("Cost of a perturbed step")
