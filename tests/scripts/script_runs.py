@@ -102,7 +102,7 @@ def _finished(words, out, result_of):
         stderr=subprocess.STDOUT,
         text=True,
     )
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, (done.returncode, done.stdout)
     return result_of(out)
 
 
