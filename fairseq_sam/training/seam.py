@@ -133,7 +133,13 @@ class Seam:
         """Repeats the step; its gradient joins those of the micro-batches before."""
         optimizer, translations = step.optimizer, Translations(self._task, sharpness_aware.trained)
         optimizer_backward = optimizer.backward
-        part = self._part(step, sample, sharpness_aware.settings.ascent_fraction)
+        fraction = sharpness_aware.settings.ascent_fraction
+        if fraction < 1 and translations.are_made:
+            _stop(
+                "argument --sam-ascent-fraction: a part of a batch cannot be had here: "
+                f"{type(self._task).__name__} makes its batch in the step"
+            )
+        part = self._part(step, sample, fraction)
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion

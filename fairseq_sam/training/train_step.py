@@ -95,6 +95,7 @@ class Translations:
         generators = held.values() if isinstance(held, dict) else []
         self._generators = list({id(each): each for each in generators}.values())
         self._generated: List[Tuple[Any, RandomState]] = []
+        self.are_made = bool(self._generators)
 
     @contextlib.contextmanager
     def of_pass(self, this: Pass) -> Iterator[None]:
