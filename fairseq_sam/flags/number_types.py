@@ -53,12 +53,8 @@ def at_least_zero(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    value = _finite(text)
-    if not 0 <= value <= LARGEST_RADIUS:
-        raise ArgumentTypeError(
-            f"{text} is not allowed: it must be a finite number, 0 or more (1e6 at most)"
-        )
-    return value
+    allowed = "it must be a finite number, 0 or more (1e6 at most)"
+    return _number_where(text, lambda value: 0 <= value <= LARGEST_RADIUS, allowed)
 
 
 def positive(text: str) -> float:
@@ -70,12 +66,8 @@ def positive(text: str) -> float:
     >>> positive("5e-2")
     0.05
     """
-    value = _finite(text)
-    if not 0 < value <= LARGEST_RADIUS:
-        raise ArgumentTypeError(
-            f"{text} is not allowed: it must be a finite number above 0 (1e6 at most)"
-        )
-    return value
+    allowed = "it must be a finite number above 0 (1e6 at most)"
+    return _number_where(text, lambda value: 0 < value <= LARGEST_RADIUS, allowed)
 
 
 def share(text: str) -> float:
@@ -84,10 +76,8 @@ def share(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    value = _finite(text)
-    if not 0 <= value < 1:
-        raise ArgumentTypeError(f"{text} is not allowed: it must be at least 0 and less than 1")
-    return value
+    allowed = "it must be at least 0 and less than 1"
+    return _number_where(text, lambda value: 0 <= value < 1, allowed)
 
 
 def fraction(text: str) -> float:
@@ -99,12 +89,8 @@ def fraction(text: str) -> float:
     >>> fraction("0.25")
     0.25
     """
-    value = _finite(text)
-    if not 0 < value <= 1:
-        raise ArgumentTypeError(
-            f"{text} is not allowed: it must be a number above 0, and 1 at most"
-        )
-    return value
+    allowed = "it must be a number above 0, and 1 at most"
+    return _number_where(text, lambda value: 0 < value <= 1, allowed)
 
 
 def fraction_or_zero(text: str) -> float:
@@ -113,10 +99,8 @@ def fraction_or_zero(text: str) -> float:
     Raises:
         argparse.ArgumentTypeError: it is none.
     """
-    value = _finite(text)
-    if not 0 <= value <= 1:
-        raise ArgumentTypeError(f"{text} is not allowed: it must be a number from 0 to 1")
-    return value
+    allowed = "it must be a number from 0 to 1"
+    return _number_where(text, lambda value: 0 <= value <= 1, allowed)
 
 
 def radius(text: str) -> Union[float, str]:
@@ -211,6 +195,13 @@ def power_of_ten(text: str) -> int:
     if exponent is None or value != float(f"1e{exponent}"):
         raise ArgumentTypeError(f"{text} is not allowed: it must be a power of ten, such as 1e-6")
     return exponent
+
+
+def _number_where(text: str, holds: Callable[[float], bool], allowed: str) -> float:
+    value = _finite(text)  # NaN, for which no limit holds, where it is none
+    if not holds(value):
+        raise ArgumentTypeError(f"{text} is not allowed: {allowed}")
+    return value
 
 
 def _parts(text: str) -> List[str]:
