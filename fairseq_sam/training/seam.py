@@ -134,12 +134,7 @@ class Seam:
         optimizer, translations = step.optimizer, Translations(self._task, sharpness_aware.trained)
         optimizer_backward = optimizer.backward
         fraction = sharpness_aware.settings.ascent_fraction
-        if fraction < 1 and translations.are_made:
-            _stop(
-                "argument --sam-ascent-fraction: a part of a batch cannot be had here: "
-                f"{type(self._task).__name__} makes its batch in the step"
-            )
-        part = self._part(step, sample, fraction)
+        part = sample if fraction == 1 else self._part(step, sample, fraction, translations)
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
@@ -187,18 +182,18 @@ class Seam:
         except ValueError as error:
             _stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
 
-    def _part(self, step: TrainStep, sample: Any, fraction: float) -> Any:
+    def _part(
+        self, step: TrainStep, sample: Any, fraction: float, translations: Translations
+    ) -> Any:
         """Returns the part of the mini-batch that the ascent sees.
 
         It is drawn by the seed, the update and the worker, and by nothing else.
         """
-        if fraction == 1:
-            return sample
-        rank = (
-            distributed_utils.get_data_parallel_rank() if torch.distributed.is_initialized() else 0
-        )
+        rank = distributed_utils.get_data_parallel_rank() if _is_distributed() else 0
         draw = random.Random(f"{torch.initial_seed()} {step.update_num} {rank}").random()
         try:
+            if translations.are_made:
+                raise ValueError(f"{type(self._task).__name__} makes its batch in the step")
             return sub_batch(sample, self._padding_of(step), fraction, draw)
         except ValueError as error:
             _stop(
@@ -242,6 +237,10 @@ class Seam:
         metrics.log(logging_outputs, criterion)
         if self._gradient_log is not None:
             self._gradient_log.log()
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _as_it_is(loss: Tensor) -> Tensor:
@@ -292,7 +291,7 @@ def _refuse_collectives(model: nn.Module) -> None:
     They would wait for ever: their mini-batches have different numbers of sentences.
     """
     waiting = [m for m in model.modules() if isinstance(m, (nn.SyncBatchNorm, BaseLayer))]
-    if waiting and torch.distributed.is_available() and torch.distributed.is_initialized():
+    if waiting and _is_distributed():
         _stop(
             f"argument --optimizer: the workers of a model with {type(waiting[0]).__name__} must "
             "have equally many passes: it cannot be perturbed sentence by sentence on several"
