@@ -137,6 +137,16 @@ class FaultyTranslation(_FaultyStep, TranslationTask):
     pass
 
 
+@register_task("faulty_translation_as_given", dataclass=TranslationConfig)
+class FaultyTranslationAsGiven(FaultyTranslation):
+    """Generates nothing, so its step can be had of a part of its batch."""
+
+    def build_criterion(self, *args: Any, **kwargs: Any) -> Any:
+        criterion = super().build_criterion(*args, **kwargs)
+        self.sequence_generators = {}
+        return criterion
+
+
 @register_task("faulty_similarity", dataclass=SentenceSimilarityConfig)
 class FaultySimilarity(_FaultyStep, SentenceSimilarityTask):
     pass
@@ -248,7 +258,10 @@ METHODS = {
     ),
     "per_instance_sam": (TRANSLATION, "per_instance_sam --sam-rho 0.1"),
     "functional_sam": (TRANSLATION, "functional_sam --sam-rho 5%"),
-    "functional_sam_half": (TRANSLATION, "functional_sam --sam-rho 5% --sam-ascent-fraction 0.5"),
+    "functional_sam_half": (
+        f"{TRANSLATION} --task faulty_translation_as_given",
+        "functional_sam --sam-rho 5% --sam-ascent-fraction 0.5",
+    ),
     "momentum_sam": (TRANSLATION, "momentum_sam --sam-rho 0.1"),
     "friendly_sam": (TRANSLATION, "friendly_sam --sam-rho 0.1"),
     "mirror_bert": (SIMILARITY, "sam --sam-rho 0.1"),
