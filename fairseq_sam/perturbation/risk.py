@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation.foreach import Gradients
-from fairseq_sam.perturbation.passes import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
-from fairseq_sam.perturbation.step import RepeatedStep
+from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 try:

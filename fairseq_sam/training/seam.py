@@ -34,8 +34,8 @@ from torch import Tensor, nn
 from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.outputs import OutputsBypassed
-from fairseq_sam.perturbation.passes import BackwardPassedBy
 from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
+from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
