@@ -202,7 +202,12 @@ class Seam:
 
     def _padding_of(self, step: TrainStep) -> int:
         padding_idx = getattr(step.criterion, "padding_idx", None)
-        return int(self._task.source_dictionary.pad() if padding_idx is None else padding_idx)
+        if padding_idx is not None:
+            return int(padding_idx)
+        names = ("source_dictionary", "target_dictionary")
+        dictionaries = [getattr(self._task, name, None) for name in names]
+        found = next((each for each in dictionaries if hasattr(each, "pad")), None)
+        return -1 if found is None else int(found.pad())
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
         key = (config, id(step.model), identity(step.model, step.criterion))
