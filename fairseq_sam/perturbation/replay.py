@@ -46,7 +46,7 @@ class Replay:
         self._holders = _with_submodules(called)
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        known = [*_weights_that_hooks_write(self._holders), *written]
+        known = [*_weights_that_passes_write(self._holders), *written]
         self._written = list({id(weight): weight for weight in known}.values())
         self._start = HeldState(self._holders)
         self._began = False
@@ -456,14 +456,19 @@ def submodules(module: nn.Module) -> List[nn.Module]:
     return list(found.values())
 
 
-def _weights_that_hooks_write(holders: Iterable[Any]) -> List[Tensor]:
+def _weights_that_passes_write(holders: Iterable[Any]) -> List[Tensor]:
     """Returns the weights of modules that have a hook before their forward pass.
 
-    torch's own two, of weight and spectral norm, only write attributes.
+    torch's own two, of weight and spectral norm, only write attributes. And those of lookups that
+    shorten the rows that are too long (``max_norm``), which some passes do and some do not.
     """
     found: List[Tensor] = []
     for module in holders:
         hooks = getattr(module, "_forward_pre_hooks", None)
-        if hooks and any(not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()):
+        writes = hooks and any(
+            not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()
+        )
+        is_lookup = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        if writes or (is_lookup and module.max_norm is not None):
             found += [weight for weight in module.parameters(recurse=False) if not is_lazy(weight)]
     return found

@@ -204,16 +204,17 @@ class RepeatedStep:
         """Runs a pass at w for the gradient with respect to the model's outputs alone."""
         assert self._outputs is not None
         this = Pass(self, ascends=True)
-        with self.replay.one_pass(), self._no_sync(), self._outputs.looked_at():
+        watch, looks = self._watching_for_writes(), self._outputs.looked_at()
+        with watch, self.replay.one_pass(), self._no_sync(), looks:
             self._clean = _detached(self._run(this))
         if any(gradient is not None for gradient in foreach.take_gradients(self._loss.trained)):
             raise OutputsBypassed("the loss depends on trained weights past the model's outputs")
 
     def ascend(self) -> None:
         """Runs a pass at w + a_{k−1} and moves the weights to w + a_k."""
-        is_first = self._ascended is None
+        is_first, looked = self._ascended is None, self._clean is not None
         this = self._ascending(weighs=self._settings.needs_sentences)
-        watch = self._first_pass() if is_first else contextlib.nullcontext()
+        watch = self._first_pass() if is_first and not looked else contextlib.nullcontext()
         with watch, self.replay.one_pass(may_last=not this.is_part), self._no_sync():
             output = self._run(this)
             radius = self.gradients.end_pass(output, self._compute_dtype)
@@ -259,25 +260,29 @@ class RepeatedStep:
 
     @contextlib.contextmanager
     def _first_pass(self) -> Iterator[None]:
-        recorded: ContextManager[Any] = contextlib.nullcontext()
-        if self._outputs is not None and self._clean is None:  # they were not looked at before
-            recorded = self._outputs.recorded()
+        outputs = self._outputs
+        recorded = contextlib.nullcontext() if outputs is None else outputs.recorded()
         with self._watching_for_writes(), recorded:
             yield
 
     @contextlib.contextmanager
     def _watching_for_writes(self) -> Iterator[None]:
-        """Context of the first pass, which finds the weights that a pass writes into.
+        """Context of the step's first pass, which finds the weights that a pass writes into.
 
         They are known by their version or place. What was written past both, through ``.data``, is
-        seen by its value, in the 1st, 8th, 64th … step, as looking waits for the GPU.
+        seen by its value, in the 1st, 8th, 64th … step, as looking waits for the GPU. Of a weight
+        at w + a what was written stays and the rest goes back to w; but where nobody looked, it
+        all goes back, and the next step knows.
         """
         loss = self._loss
         loss.num_steps += 1
-        self._weights.take_snapshot()
-        noted = {id(w): value for w, value in zip(*self._weights.with_snapshot())}
+        looks, is_displaced = self._looks(), self._weights.perturbed
+        if not is_displaced:
+            self._weights.take_snapshot()
+        at_w = {id(w): value for w, value in zip(*self._weights.with_snapshot())}
         watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
-        if loss.num_steps == 1:  # of those that are frozen or left out too
+        noted = {} if is_displaced else dict(at_w)
+        if loss.num_steps == 1 or (looks and is_displaced):  # of the frozen and left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
         marks = [(w._version, w.data_ptr()) for w in watched]
         try:
@@ -286,7 +291,6 @@ class RepeatedStep:
             with torch.no_grad():
                 foreach.copy_(*self._weights.with_snapshot())
             raise
-        looks = self._looks()
         written = [
             weight
             for weight, mark in zip(watched, marks)
@@ -294,8 +298,15 @@ class RepeatedStep:
             or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
         ]
         loss.written += written
-        back = [weight for weight in written if id(weight) in noted]
-        self.replay.unwrite(back, [noted[id(weight)] for weight in back])
+        known = {**noted, **at_w}
+        back = [weight for weight in written if id(weight) in known]
+        before = [known[id(weight)] for weight in back]
+        if is_displaced:
+            with torch.no_grad():
+                for weight, w in zip(back, before):
+                    was = noted.get(id(weight), weight)
+                    weight.copy_(torch.where(weight == was, w, weight))
+        self.replay.unwrite(back, before)
 
     def _looks(self) -> bool:
         """Whether this is the 1st, 8th, 64th … step, which may wait for the GPU."""
@@ -305,7 +316,9 @@ class RepeatedStep:
     def train(self) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
         foreach.put_gradients(self._loss.trained, self._accumulated or [])
-        with self.replay.one_pass():
+        is_first = self._ascended is None and self._clean is None
+        watch = self._watching_for_writes() if is_first else contextlib.nullcontext()
+        with watch, self.replay.one_pass():
             output = self._follow() or self._run(Pass(self, ascends=False))
             self.gradients.add_risk()  # of inner passes, where this one had no loss at all
         self._accumulated = None

@@ -72,7 +72,9 @@ def sub_batch(
 
 def _count(sample: Dict[str, Any]) -> int:
     numbers = sample.get("id")
-    return int(sample["nsentences"]) if numbers is None or isinstance(numbers, int) else len(numbers)
+    return (
+        int(sample["nsentences"]) if numbers is None or isinstance(numbers, int) else len(numbers)
+    )
 
 
 def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[str, Any]:
@@ -157,11 +159,13 @@ def _used_columns(
     """Returns where rows of a part are not padding: of text by its index, else by the lengths."""
     is_source = key == "src_tokens"
     holder, before = (_net_input(part), _net_input(whole)) if is_source else (part, whole)
-    value = holder.get(key)
+    value: Any = holder.get(key)
     if _is_text(value):
-        return value.ne(padding_idx).any(0)
+        used: Tensor = value.ne(padding_idx).any(0)
+        return used
     lengths = "src_lengths" if is_source else "target_lengths"
-    now, then = holder.get(lengths), before.get(lengths)
+    now: Any = holder.get(lengths)
+    then: Any = before.get(lengths)
     if not (isinstance(value, Tensor) and isinstance(now, Tensor) and value.dim() > 1):
         return None
     width = value.size(1)
