@@ -77,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     load_fairseq()
-    from fairseq_sam.averaging import average_checkpoints
-    from fairseq_sam.checkpoint_files import CheckpointError, write_checkpoint
+    from fairseq_sam.checkpoints.averaging import average_checkpoints
+    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError, write_checkpoint
 
     try:
         paths = _input_paths(args)
@@ -107,7 +107,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _input_paths(args: argparse.Namespace) -> List[Path]:
-    from fairseq_sam.checkpoint_files import last_checkpoints
+    from fairseq_sam.checkpoints.checkpoint_files import last_checkpoints
 
     if args.last_epochs is not None:
         return last_checkpoints(

@@ -20,12 +20,12 @@ from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
 from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
-from fairseq_sam.files import write_json
+from fairseq_sam.files.writing import write_json
 from fairseq_sam.flags.number_types import count, seed
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -147,9 +147,9 @@ def load_dataset_loss(
     Raises:
         CommandError: something is missing, damaged, or does not fit.
     """
-    from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.evaluation_data import mini_batches
+    from fairseq_sam.evaluation import trained_model
+    from fairseq_sam.evaluation.sentences import mini_batches
 
     with _loading():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
@@ -189,8 +189,8 @@ def load_single_sentences(
     Raises:
         CommandError: something is missing, damaged, or does not fit.
     """
-    from fairseq_sam import trained_model
-    from fairseq_sam.evaluation_data import single_sentences
+    from fairseq_sam.evaluation import trained_model
+    from fairseq_sam.evaluation.sentences import single_sentences
 
     with _loading():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
@@ -204,7 +204,7 @@ def load_single_sentences(
 
 @contextlib.contextmanager
 def _loading() -> Iterator[None]:
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     try:
         with only_warnings():

@@ -67,9 +67,9 @@ def run(args: argparse.Namespace) -> int:
         if path.exists() and not args.force:
             raise CommandError(f"{path}: exists (--force overwrites it)")
     load_fairseq()
-    from fairseq_sam.checkpoint_files import CheckpointError
-    from fairseq_sam.conversion.checkpoint import convert
-    from fairseq_sam.conversion.errors import ConversionError
+    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError
+    from fairseq_sam.checkpoints.conversion.encoder_checkpoint import convert
+    from fairseq_sam.checkpoints.conversion.source import ConversionError
 
     try:
         with only_warnings():

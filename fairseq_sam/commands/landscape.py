@@ -25,7 +25,7 @@ from fairseq_sam.reporting.landscape_table import landscape_tables
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 _EPILOG = """\
 examples:
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Dict[str, Any]:
-    from fairseq_sam.task_scores import loss_unit
+    from fairseq_sam.evaluation.task_scores import loss_unit
 
     paths = args.checkpoints
     loaded = [load_dataset_loss(args, path) for path in paths]
@@ -220,8 +220,8 @@ def _sharpness(
 def _batches(args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss) -> DatasetLoss:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.commands.quiet import only_warnings
-    from fairseq_sam.evaluation_data import sentence_batches
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.evaluation.sentences import sentence_batches
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     try:
         with only_warnings():

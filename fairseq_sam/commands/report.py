@@ -89,7 +89,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the runs, prints the table, writes what was asked for."""
-    from fairseq_sam.files import write_text
+    from fairseq_sam.files.writing import write_text
     from fairseq_sam.reporting.runs import RunError, read_run, run_names
     from fairseq_sam.reporting.table import markdown_table
 

@@ -27,7 +27,7 @@ from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 _BEAM = '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}'
 
@@ -151,7 +151,7 @@ def _measure(
     args: argparse.Namespace, checkpoint: str, name: str
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Returns what is said of the data, and a checkpoint's figures."""
-    from fairseq_sam import task_scores, trained_model
+    from fairseq_sam.evaluation import task_scores, trained_model
 
     overrides: Dict[str, Any] = {"eval_bleu": False}
     if args.bleu:
@@ -176,7 +176,7 @@ def _measure(
 def _points(
     args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss
 ) -> Iterator[_Measured]:
-    from fairseq_sam.task_scores import task_scores
+    from fairseq_sam.evaluation.task_scores import task_scores
 
     yield 0.0, 0.0, task_scores(trained, loss.criterion, loss.samples)
     for radius in args.radii:

@@ -223,7 +223,7 @@ def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
 def _show(args: argparse.Namespace, summary: Summary) -> None:
     from fairseq_sam.experiments.search.plot import write_plot
     from fairseq_sam.experiments.search.summary import as_json, markdown
-    from fairseq_sam.files import write_json, write_text
+    from fairseq_sam.files.writing import write_json, write_text
 
     table = markdown(summary)
     print(table, end="")

@@ -22,7 +22,7 @@ from fairseq_sam.commands.quiet import only_warnings
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset
-    from fairseq_sam.sentence_embedding import SentenceEmbedder
+    from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
 
 _EPILOG = """\
 examples:
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
 
     load_fairseq()
     from fairseq_sam.analysis.sts import DataError, read_sets
-    from fairseq_sam.conversion.errors import ConversionError
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.checkpoints.conversion.source import ConversionError
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     try:
         sets, missing = read_sets(args.folder, args.dev)
@@ -110,8 +110,8 @@ def _embedder(args: argparse.Namespace, checkpoint: Path) -> Tuple[SentenceEmbed
     """Returns the model as a function of sentences, and its pooling."""
     import torch
 
-    from fairseq_sam.sentence_embedding import SentenceEmbedder
-    from fairseq_sam.trained_model import load_trained_model
+    from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
+    from fairseq_sam.evaluation.trained_model import load_trained_model
 
     data = str(checkpoint.parent) if args.data is None else args.data
     if args.data is None and not os.path.isfile(os.path.join(data, "dict.txt")):
@@ -125,7 +125,7 @@ def _embedder(args: argparse.Namespace, checkpoint: Path) -> Tuple[SentenceEmbed
 
 
 def _tokenizer(args: argparse.Namespace, checkpoint: Path, data: str) -> Callable[[str], List[str]]:
-    from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
+    from fairseq_sam.checkpoints.conversion.tokenizer import FILE_NAME, load_tokenizer
 
     if args.tokenizer == "none":
         return str.split

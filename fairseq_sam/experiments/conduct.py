@@ -26,7 +26,8 @@ from fairseq_sam.experiments.processes import duration, termination_interrupts
 from fairseq_sam.experiments.recipe import Recipe
 from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
 from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
-from fairseq_sam.files import read_text, write_text
+from fairseq_sam.files.reading import read_text
+from fairseq_sam.files.writing import write_text
 
 _WAIT_SECONDS = 2.0
 

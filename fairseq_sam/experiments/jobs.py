@@ -22,7 +22,7 @@ from fairseq_sam.experiments.downloads import DownloadError, download
 from fairseq_sam.experiments.errors import ExperimentError, JobError
 from fairseq_sam.experiments.log_lines import last_lines
 from fairseq_sam.experiments.processes import Progress, cores, end_group
-from fairseq_sam.files import write_json
+from fairseq_sam.files.writing import write_json
 
 POLL_SECONDS = 0.5
 

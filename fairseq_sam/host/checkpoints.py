@@ -14,7 +14,7 @@ from typing import Any, Callable, List, Tuple
 import numpy as np
 import torch
 
-from fairseq_sam.checkpoint_files import load_safely
+from fairseq_sam.checkpoints.checkpoint_files import load_safely
 
 from .fairseq_modules import ModuleRepair, ModuleView, uses
 from .patching import Repair, rebind, uses_name

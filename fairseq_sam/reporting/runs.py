@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from fairseq_sam.files import read_lines
+from fairseq_sam.files.reading import read_lines
 from fairseq_sam.reporting.deviation import mean_of
 from fairseq_sam.reporting.scores import (
     Remark,

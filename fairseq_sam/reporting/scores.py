@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
-from fairseq_sam.files import read_json, read_lines
+from fairseq_sam.files.reading import read_json, read_lines
 from fairseq_sam.reporting.values import number, printable
 
 Remark = Callable[[str], None]

@@ -11,9 +11,9 @@ import pytest
 from fairseq_sam.commands import main
 from fairseq_sam.experiments.search import command_check, runner
 from tests.analysis.test_sts import write_all
+from tests.checkpoints.conversion.made_encoder import write_encoder
 from tests.commands.help_examples import examples
 from tests.commands.test_manners import SUBCOMMANDS
-from tests.conversion.made_encoder import write_encoder
 from tests.fairseq_runs import ROOT, Run
 from tests.idx_files import write_mnist
 

@@ -22,7 +22,7 @@ from fairseq.logging import meters
 from omegaconf import OmegaConf
 
 from fairseq_sam import host
-from fairseq_sam.checkpoint_files import load_safely
+from fairseq_sam.checkpoints.checkpoint_files import load_safely
 
 ROOT = Path(__file__).parents[2]
 

@@ -133,7 +133,7 @@ def check_before(plan: Plan, command: TrainingCommand) -> None:
 
 def _check_start(checkpoint: Path, last_update: Optional[int]) -> None:
     from fairseq_sam import host
-    from fairseq_sam.checkpoint_files import CheckpointError, read_checkpoint
+    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError, read_checkpoint
 
     host.repair()  # torch's safe loader then knows fairseq's types
     try:

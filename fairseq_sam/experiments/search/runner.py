@@ -31,7 +31,7 @@ from fairseq_sam.experiments.search.trials import (
     read_result,
     read_validations,
 )
-from fairseq_sam.files import replaced, write_json
+from fairseq_sam.files.writing import replaced, write_json
 
 # What the script fairseq-train does, under this interpreter.
 TRAINER = (sys.executable, "-c", "from fairseq_cli.train import cli_main; cli_main()")

@@ -13,9 +13,9 @@ import weakref
 import pytest
 import torch
 
-from fairseq_sam import averaging, checkpoint_files
-from fairseq_sam.averaging import RunningMean, average_checkpoints
-from fairseq_sam.checkpoint_files import (
+from fairseq_sam.checkpoints import averaging, checkpoint_files
+from fairseq_sam.checkpoints.averaging import RunningMean, average_checkpoints
+from fairseq_sam.checkpoints.checkpoint_files import (
     CheckpointError,
     RestrictedPickle,
     last_checkpoints,
@@ -325,7 +325,7 @@ class TestWriting:
         target.write_text("old")
         program = (
             "import sys, time, torch\n"
-            "from fairseq_sam.checkpoint_files import write_checkpoint\n"
+            "from fairseq_sam.checkpoints.checkpoint_files import write_checkpoint\n"
             "def save(state, stream):\n"
             "    stream.write(b'half'); stream.flush(); print('writing', flush=True)\n"
             "    time.sleep(60)\n"

@@ -14,7 +14,8 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
-from fairseq_sam.files import PathLike, check_regular, replaced
+from fairseq_sam.files.reading import PathLike, check_regular
+from fairseq_sam.files.writing import replaced
 
 _EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 _UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple
 import torch
 from torch import Tensor
 
-from fairseq_sam.checkpoint_files import CheckpointError, PathLike, read_checkpoint
+from fairseq_sam.checkpoints.checkpoint_files import CheckpointError, PathLike, read_checkpoint
 
 _AVERAGED_PARTS = ("model", "criterion")
 _HALF_DTYPES = (torch.float16, torch.bfloat16)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Callable, List
 
-from fairseq_sam.conversion.errors import ConversionError
+from fairseq_sam.checkpoints.conversion.source import ConversionError
 
 FILE_NAME = "tokenizer.json"
 

@@ -42,7 +42,7 @@ def load_trained_model(
     """
     from fairseq import checkpoint_utils
 
-    from fairseq_sam.checkpoint_files import CheckpointError
+    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError
 
     if not os.path.isfile(checkpoint):
         raise LoadError(f"{checkpoint}: no such file")

@@ -5,8 +5,7 @@ from typing import Dict, List, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq_sam.conversion.errors import ConversionError
-from fairseq_sam.conversion.source import Source
+from fairseq_sam.checkpoints.conversion.source import ConversionError, Source
 
 FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fairseq_sam.commands import main
 from fairseq_sam.criterions.float64 import preserve_float64
-from fairseq_sam.trained_model import TrainedModel, load_trained_model
-from tests.conversion.made_encoder import (
+from fairseq_sam.evaluation.trained_model import TrainedModel, load_trained_model
+from tests.checkpoints.conversion.made_encoder import (
     BERT_PIECES,
     ROBERTA,
     MadeEncoder,

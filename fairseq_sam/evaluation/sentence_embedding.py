@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.criterions.contrastive import pool
-from fairseq_sam.trained_model import LoadError, TrainedModel
+from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel
 
 
 class SentenceEmbedder:

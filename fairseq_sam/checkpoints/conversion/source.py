@@ -7,9 +7,11 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
-from fairseq_sam.conversion.errors import ConversionError
-
 MODEL_TYPES = ("bert", "roberta")
+
+
+class ConversionError(Exception):
+    """Something that cannot be converted; the text is one line that names it."""
 
 
 class Source(NamedTuple):

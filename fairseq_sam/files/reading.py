@@ -1,20 +1,16 @@
-"""Files that are read without waiting, and written whole or not at all.
+"""Reads files without waiting for anything.
 
-A directory of runs may hold anything by any name.  Opening a FIFO waits for a writer, reading a
-device never ends, and ``/dev/full`` must not be replaced by a file: what is no regular file is
-refused here, in one line, and a writer that is killed leaves the old file or none.
+A directory of runs may hold anything by any name. Opening a FIFO waits for a writer, and reading a
+device never ends: what is no regular file is refused here, in one line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import json
-import math
 import os
 import stat
-from pathlib import Path
 from typing import Any, BinaryIO, Iterator, Union
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -122,79 +118,3 @@ def parse_json(text: str) -> Any:
         raise ValueError("not JSON that can be read (nested too deeply)") from None
     except ValueError as error:
         raise ValueError(f"not JSON ({str(error).splitlines()[0]})") from None
-
-
-@contextlib.contextmanager
-def replaced(path: PathLike) -> Iterator[Path]:
-    """Yields a name to write to, which takes the place of ``path`` once all went well.
-
-    A link stays a link.  A device or a FIFO is written to as it is, for it must not be replaced.
-
-    Raises:
-        OSError: ``path`` cannot be written; ``filename`` and ``strerror`` are set.
-    """
-    name = os.fspath(path)
-    if name in ("", ".") or os.path.isdir(name):
-        kind = errno.EISDIR if name else errno.ENOENT
-        raise OSError(kind, os.strerror(kind), name)
-    target = Path(os.path.realpath(name))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
-    if target.exists() and not target.is_file():
-        temporary = target
-    try:
-        if temporary == target:
-            with _reader(target):
-                yield target
-        else:
-            yield temporary
-            os.replace(temporary, target)
-    except OSError as error:
-        if error.filename is None or str(error.filename) == str(temporary):
-            reason = error.strerror or str(error) or type(error).__name__
-            raise OSError(error.errno, reason, name) from error
-        raise
-    finally:
-        if temporary != target:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-
-
-@contextlib.contextmanager
-def _reader(path: Path) -> Iterator[None]:
-    """Holds a FIFO open, so that its reader stays; one that nobody reads is refused at once."""
-    if not stat.S_ISFIFO(path.stat().st_mode):
-        yield
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: PathLike, text: str) -> None:
-    """Writes a text file so that it is never there by half.
-
-    Raises:
-        OSError: as :func:`replaced`.
-    """
-    with replaced(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(content: Any, path: PathLike) -> None:
-    """Writes JSON so that it is never there by half; a number that is not finite becomes null.
-
-    Raises:
-        OSError: as :func:`replaced`.
-    """
-    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
-
-
-def _finite(content: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
-    if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

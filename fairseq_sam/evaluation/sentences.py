@@ -7,7 +7,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 
-from fairseq_sam.trained_model import LoadError, TrainedModel, reason_of
+from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel, reason_of
 
 
 def single_sentences(

@@ -8,11 +8,10 @@ from typing import Any, Dict, List, NamedTuple
 import torch
 from torch import Tensor
 
-from fairseq_sam.checkpoint_files import write_checkpoint
-from fairseq_sam.conversion.errors import ConversionError
-from fairseq_sam.conversion.source import Source, read_source
-from fairseq_sam.conversion.tokenizer import write_tokenizer
-from fairseq_sam.conversion.weights import convert_weights, reorder_vocabulary
+from fairseq_sam.checkpoints.checkpoint_files import write_checkpoint
+from fairseq_sam.checkpoints.conversion.encoder_weights import convert_weights, reorder_vocabulary
+from fairseq_sam.checkpoints.conversion.source import ConversionError, Source, read_source
+from fairseq_sam.checkpoints.conversion.tokenizer import write_tokenizer
 
 _ACTIVATIONS = {
     "gelu": "gelu",

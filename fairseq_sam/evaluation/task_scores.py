@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.evaluation_mode import evaluation_mode
-from fairseq_sam.trained_model import LoadError, TrainedModel
+from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel
 
 BLEU = "bleu_tokenised"
 """BLEU of the words as the data has them, which is not the one to publish (that is sacrebleu's)."""
