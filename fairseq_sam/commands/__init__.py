@@ -33,8 +33,8 @@ from fairseq_sam.commands import (
     user_dir,
 )
 from fairseq_sam.commands.arguments import IntermixedParser, OneLineEach, Parser, ShowVersion
-from fairseq_sam.commands.errors import CommandError, explain_import
 from fairseq_sam.commands.quiet import no_foreign_warnings
+from fairseq_sam.commands.refusals import CommandError, explain_import
 from fairseq_sam.commands.terminal import write_on_any_terminal
 
 # In the order of a user's work: train, compare, look inside; other models last.

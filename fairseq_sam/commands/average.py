@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import List
 
-from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.progress import counting
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 from fairseq_sam.flags.number_types import count
 
 _EPILOG = """\

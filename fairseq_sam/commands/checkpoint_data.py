@@ -1,4 +1,4 @@
-"""What subcommands that measure checkpoints on data have in common: arguments, loading, errors."""
+"""What subcommands that measure checkpoints on data share: arguments, loading, errors, names."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import (
     Any,
     Dict,
     Iterator,
+    List,
     NamedTuple,
     Optional,
+    Sequence,
     Tuple,
 )
 
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 from fairseq_sam.files.writing import write_json
 from fairseq_sam.flags.number_types import count, seed
 
@@ -235,3 +236,25 @@ def explaining(checkpoint: str, data: str) -> Iterator[None]:
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CommandError(f"{data}: does not fit {checkpoint} ({reason})") from error
+
+
+def checkpoint_names(checkpoints: Sequence[str]) -> List[str]:
+    """Returns the paths without what all of them share at the beginning or at the end.
+
+    >>> checkpoint_names(["runs/adam/last.pt", "runs/ga_sam/last.pt"])
+    ['adam', 'ga_sam']
+    >>> checkpoint_names(["runs/adam/last.pt", "runs/adam/best.pt"])
+    ['last', 'best']
+    >>> checkpoint_names(["runs/adam/last.pt"])
+    ['last']
+    """
+    parts = [Path(os.path.splitext(path)[0]).absolute().parts for path in checkpoints]
+    if len(set(parts)) < len(parts):  # one twice, or only the suffixes differ
+        return [f"{number} {path}" for number, path in enumerate(checkpoints, 1)]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    while len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]

@@ -6,9 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 
 _EPILOG = """\
 examples:

@@ -13,15 +13,15 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import num_draws, num_steps, radii
 from fairseq_sam.reporting.robustness_table import robustness_tables
 

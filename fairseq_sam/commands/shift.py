@@ -12,9 +12,9 @@ from fairseq_sam.commands.checkpoint_data import (
     check_output_arguments,
     write_figures,
 )
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, positive, seed, whole_number
 
 if TYPE_CHECKING:

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Tuple
 from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_output_arguments,
+    checkpoint_names,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.progress import counting
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset

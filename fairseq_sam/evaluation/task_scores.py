@@ -7,8 +7,7 @@ import logging
 import math
 from typing import Any, Dict, Iterator, List, Sequence, Tuple
 
-from fairseq_sam.analysis.dataset_loss import DatasetLoss
-from fairseq_sam.analysis.evaluation_mode import evaluation_mode
+from fairseq_sam.analysis.dataset_loss import DatasetLoss, evaluation_mode
 from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel
 
 BLEU = "bleu_tokenised"

@@ -22,9 +22,13 @@ from fairseq_sam.experiments.experiment import ROOT, Experiment
 from fairseq_sam.experiments.jobs import Job, Runner
 from fairseq_sam.experiments.option_types import without
 from fairseq_sam.experiments.options import ARRAY, STAGES, parse
-from fairseq_sam.experiments.processes import duration, termination_interrupts
+from fairseq_sam.experiments.processes import (
+    duration,
+    gpu_slots,
+    termination_interrupts,
+    visible_gpus,
+)
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
 from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
 from fairseq_sam.files.reading import read_text
 from fairseq_sam.files.writing import write_text

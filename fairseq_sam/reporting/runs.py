@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
 from fairseq_sam.files.reading import read_lines
-from fairseq_sam.reporting.deviation import mean_of
+from fairseq_sam.reporting.numbers import mean_of, printable
 from fairseq_sam.reporting.scores import (
     Remark,
     Score,
@@ -20,7 +20,6 @@ from fairseq_sam.reporting.scores import (
     read_scores,
 )
 from fairseq_sam.reporting.train_log import EpochLog, parse_line, parse_log
-from fairseq_sam.reporting.values import printable
 
 _DESCRIBED = re.compile(
     r"\b(?P<method>\w+): rho (?P<rho>[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,3})?) (?P<parts>\(l.*)$"

@@ -9,7 +9,7 @@ import pytest
 import sacrebleu
 import torch
 
-from fairseq_sam.commands import checkpoint_names, main, robustness
+from fairseq_sam.commands import checkpoint_data, main, robustness
 from fairseq_sam.evaluation.sentences import mini_batches
 from fairseq_sam.evaluation.task_scores import BLEU, bleu_overrides, task_scores
 from fairseq_sam.evaluation.trained_model import build_criterion, load_trained_model
@@ -241,7 +241,7 @@ class TestErrors:
 def test_examples() -> None:
     import doctest
 
-    for module in (checkpoint_names,):
+    for module in (checkpoint_data,):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.criterions.recording import RecordedModel
-from fairseq_sam.criterions.regularisers.ascent import Moving, l2_step, linf_step
+from fairseq_sam.criterions.regularisers.embedding_ascent import Moving, l2_step, linf_step
 from fairseq_sam.criterions.regularisers.embeddings import Perturbation, perturbed_embeddings
 from fairseq_sam.perturbation.replay import RandomState
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fairseq_sam.analysis import spectrum
+from fairseq_sam.analysis import eigenvalues
 from fairseq_sam.analysis.curvature import Hessian
 from fairseq_sam.analysis.measured_spectrum import hessian_spectrum
 from fairseq_sam.analysis.spectral_density import Density, lanczos_density, smooth, smoothing_width
@@ -38,11 +38,11 @@ class TestTopEigenvalues:
     @pytest.mark.parametrize("count", [1, 3, 20, 149, 150, 300])
     def test_of_a_made_matrix(self, count: int) -> None:
         """From a few, by Lanczos, to all of them, by the dense matrix."""
-        found = spectrum.top_eigenvalues(product, SIZE, count, tolerance=1e-10)
+        found = eigenvalues.top_eigenvalues(product, SIZE, count, tolerance=1e-10)
         assert found == pytest.approx(np.sort(EIGENVALUES)[::-1][:count], abs=1e-8)
 
     def test_stated_tolerance_holds_in_float32(self) -> None:
-        found = spectrum.top_eigenvalues(product, SIZE, 20, tolerance=1e-3, dtype=np.float32)
+        found = eigenvalues.top_eigenvalues(product, SIZE, 20, tolerance=1e-3, dtype=np.float32)
         wanted = np.sort(EIGENVALUES)[::-1][:20]
         assert (np.abs(found - wanted) <= 1e-3 * wanted).all()
 
@@ -50,66 +50,66 @@ class TestTopEigenvalues:
     def test_beyond_what_arpack_can_address(
         self, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(spectrum, "_MOST_ENTRIES", 10)
+        monkeypatch.setattr(eigenvalues, "_MOST_ENTRIES", 10)
         wanted = np.sort(EIGENVALUES)[::-1][:count]
-        found = spectrum.top_eigenvalues(product, SIZE, count, tolerance=1e-8)
+        found = eigenvalues.top_eigenvalues(product, SIZE, count, tolerance=1e-8)
         assert found == pytest.approx(wanted, abs=1e-6)
-        found = spectrum.top_eigenvalues(product, SIZE, count, dtype=np.float32)
+        found = eigenvalues.top_eigenvalues(product, SIZE, count, dtype=np.float32)
         assert (np.abs(found - wanted) <= 1e-3 * wanted).all()
 
     def test_beyond_arpack_with_few_different_eigenvalues(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Krylov spaces that end early are continued."""
-        monkeypatch.setattr(spectrum, "_MOST_ENTRIES", 10)
+        monkeypatch.setattr(eigenvalues, "_MOST_ENTRIES", 10)
         diagonal = np.array([7.0] * 3 + [2.0] * 297)
-        found = spectrum.top_eigenvalues(lambda v: diagonal * v, SIZE, 4, tolerance=1e-8)
+        found = eigenvalues.top_eigenvalues(lambda v: diagonal * v, SIZE, 4, tolerance=1e-8)
         assert found == pytest.approx([7, 7, 7, 2])
 
     def test_negative_ones_come_last_however_large(self) -> None:
-        found = spectrum.top_eigenvalues(lambda v: -product(v), SIZE, 5, tolerance=1e-8)
+        found = eigenvalues.top_eigenvalues(lambda v: -product(v), SIZE, 5, tolerance=1e-8)
         assert found == pytest.approx(np.sort(-EIGENVALUES)[::-1][:5], abs=1e-6)
 
     def test_repeatable(self) -> None:
-        one, two = (spectrum.top_eigenvalues(product, SIZE, 5, tolerance=0.1) for _ in range(2))
+        one, two = (eigenvalues.top_eigenvalues(product, SIZE, 5, tolerance=0.1) for _ in range(2))
         assert np.array_equal(one, two)
 
     def test_more_than_there_are(self) -> None:
         with pytest.raises(ValueError, match="301 eigenvalues"):
-            spectrum.top_eigenvalues(product, SIZE, 301)
+            eigenvalues.top_eigenvalues(product, SIZE, 301)
 
     @pytest.mark.parametrize("most_entries", [10, 10**9])
     def test_not_converged(self, most_entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(spectrum, "_MOST_PRODUCTS", 1)
-        monkeypatch.setattr(spectrum, "_MOST_ENTRIES", most_entries)
-        with pytest.raises(spectrum.NotConverged, match="of 20 eigenvalues were found"):
-            spectrum.top_eigenvalues(product, SIZE, 20, tolerance=1e-12)
+        monkeypatch.setattr(eigenvalues, "_MOST_PRODUCTS", 1)
+        monkeypatch.setattr(eigenvalues, "_MOST_ENTRIES", most_entries)
+        with pytest.raises(eigenvalues.NotConverged, match="of 20 eigenvalues were found"):
+            eigenvalues.top_eigenvalues(product, SIZE, 20, tolerance=1e-12)
 
 
 def test_basis_size_follows_memory() -> None:
     size = 100_000_000
-    assert spectrum.basis_size(50, size) == 101
-    assert spectrum.basis_size(50, size, memory=10**12) == 101
-    assert spectrum.basis_size(50, size, memory=64 * 10**9) == 75
-    assert spectrum.basis_size(50, size, memory=10**9) == 60
-    assert spectrum.basis_size(50, 70) == 70
-    assert spectrum.basis_memory(60, size) == 65 * 400_000_000
+    assert eigenvalues.basis_size(50, size) == 101
+    assert eigenvalues.basis_size(50, size, memory=10**12) == 101
+    assert eigenvalues.basis_size(50, size, memory=64 * 10**9) == 75
+    assert eigenvalues.basis_size(50, size, memory=10**9) == 60
+    assert eigenvalues.basis_size(50, 70) == 70
+    assert eigenvalues.basis_memory(60, size) == 65 * 400_000_000
 
 
 class TestTrace:
     def test_signs_are_exact_for_a_diagonal(self) -> None:
-        found = spectrum.hutchinson_trace(lambda v: EIGENVALUES * v, SIZE, 3)
+        found = eigenvalues.hutchinson_trace(lambda v: EIGENVALUES * v, SIZE, 3)
         assert found.mean == pytest.approx(EIGENVALUES.sum())
         assert found.standard_error == pytest.approx(0, abs=1e-10)
 
     def test_error_is_the_theoretical_one(self) -> None:
-        found = spectrum.hutchinson_trace(product, SIZE, 400)
+        found = eigenvalues.hutchinson_trace(product, SIZE, 400)
         off_diagonal = (MATRIX**2).sum() - (MATRIX.diagonal() ** 2).sum()
         assert found.standard_error == pytest.approx((2 * off_diagonal / 400) ** 0.5, rel=0.15)
         assert abs(found.mean - EIGENVALUES.sum()) < 4 * found.standard_error
 
     def test_one_probe_has_no_error(self) -> None:
-        assert spectrum.hutchinson_trace(product, SIZE, 1).standard_error is None
+        assert eigenvalues.hutchinson_trace(product, SIZE, 1).standard_error is None
 
 
 class TestDensity:
@@ -199,5 +199,5 @@ class TestHessians:
         dataset.model.double()
         with preserve_float64(dataset.model):
             matrix: Any = Hessian(dataset)
-            wanted = spectrum.top_eigenvalues(matrix, matrix.size, 5, 1e-10)
+            wanted = eigenvalues.top_eigenvalues(matrix, matrix.size, 5, 1e-10)
         assert (np.abs(found.eigenvalues - wanted) <= 1e-3 * wanted).all()

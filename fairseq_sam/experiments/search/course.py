@@ -15,10 +15,10 @@ from fairseq_sam.experiments.directory import (
 )
 from fairseq_sam.experiments.errors import MisuseError
 from fairseq_sam.experiments.search.command_check import check_command
-from fairseq_sam.experiments.search.runner import TrialRunner
 from fairseq_sam.experiments.search.strategy import Strategy, follow, one_by_one, order_then_grid
 from fairseq_sam.experiments.search.summary import Summary, rows_of
 from fairseq_sam.experiments.search.training_command import TrainingCommand
+from fairseq_sam.experiments.search.trial_jobs import TrialRunner
 from fairseq_sam.experiments.search.trials import Result, StopRule, Trial
 
 
@@ -72,7 +72,7 @@ def conduct(
     Args:
         plan: see there.
         command: what to train.
-        slots: see :class:`~fairseq_sam.experiments.search.runner.TrialRunner`.
+        slots: see :class:`~fairseq_sam.experiments.search.trial_jobs.TrialRunner`.
         tell: is called with a line when a run starts and ends.
 
     Raises:

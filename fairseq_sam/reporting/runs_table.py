@@ -5,10 +5,9 @@ from __future__ import annotations
 import statistics
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
-from fairseq_sam.reporting.deviation import mean_of, sample_deviation
-from fairseq_sam.reporting.published import Published
+from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.runs import Run, group_runs
-from fairseq_sam.reporting.scores import TOKENISED_BLEU
+from fairseq_sam.reporting.scores import TOKENISED_BLEU, Published
 
 _LEADING_METRICS = ("BLEU", "chrF2", TOKENISED_BLEU)
 _NO_VALUE = "–"

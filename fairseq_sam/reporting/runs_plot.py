@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
-from fairseq_sam.reporting.deviation import mean_of, sample_deviation
+from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.print_style import (
     figure_file,
     legend_below,

@@ -9,7 +9,7 @@ import pytest
 from fairseq import checkpoint_utils
 from fairseq.tasks.language_modeling import LanguageModelingTask
 
-from fairseq_sam.host import evaluation
+from fairseq_sam.host import eval_lm
 
 
 class TestEvalLm:
@@ -28,9 +28,9 @@ class TestEvalLm:
         monkeypatch.setattr(
             checkpoint_utils, "load_model_ensemble_and_task", lambda _, task: ([], model, task)
         )
-        with caplog.at_level(logging.WARNING, logger=evaluation.__name__):
+        with caplog.at_level(logging.WARNING, logger=eval_lm.__name__):
             checkpoint_utils.load_model_ensemble_and_task([], task=task)
             assert caplog.records == []
-            evaluation._announce_other_break_mode()
+            eval_lm._announce_other_break_mode()
             checkpoint_utils.load_model_ensemble_and_task([], task=task)
         assert len(caplog.records) == warnings

@@ -14,19 +14,15 @@ from fairseq.logging import metrics
 from omegaconf import DictConfig
 from torch import Tensor
 
-from fairseq_sam.criterions import (  # noqa: F401  (what is regularised must be registered)
-    cross_entropy,
-    label_smoothed_cross_entropy,
-    sentence_prediction,
-)
+from fairseq_sam.criterions import stand_ins  # noqa: F401  (what is regularised is registered)
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
 from fairseq_sam.criterions.recording import RecordedModel
 from fairseq_sam.criterions.registration import PREFIX, add_stand_in
-from fairseq_sam.criterions.regularisers import settings
+from fairseq_sam.criterions.regularisers import regulariser_flags
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
-from fairseq_sam.criterions.regularisers.methods import ASCENDING, METHODS, Passes
+from fairseq_sam.criterions.regularisers.regularised_losses import ASCENDING, METHODS, Passes
 from fairseq_sam.flags.checked_fields import check
 from fairseq_sam.training.moving_average import MovingAverage, moving_average
 
@@ -65,10 +61,10 @@ DIVERGENCES: Dict[str, _Divergence] = {
 """What the regularisers go with, by the stock criterion's name."""
 
 _CONFIGS: Dict[str, Any] = {
-    "free_lb": settings.FreeLBConfig,
-    "r3f": settings.R3FConfig,
-    "r_drop": settings.RDropConfig,
-    "smart": settings.SmartConfig,
+    "free_lb": regulariser_flags.FreeLBConfig,
+    "r3f": regulariser_flags.R3FConfig,
+    "r_drop": regulariser_flags.RDropConfig,
+    "smart": regulariser_flags.SmartConfig,
 }
 
 
