@@ -18,6 +18,7 @@ from typing import Callable, NamedTuple, Optional, Sequence
 
 import numpy as np
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.analysis.restarted_lanczos import largest_eigenvalues
 
 Product = Callable[[np.ndarray], np.ndarray]
@@ -27,7 +28,7 @@ _MOST_ENTRIES = 2**31 - 1  # of a basis that ARPACK in scipy can address
 _MOST_PRODUCTS = 1000  # for each eigenvalue; ARPACK counts restarts
 
 
-class NotConverged(Exception):
+class NotConverged(FairseqSamError):
     """The eigenvalues were not found to the tolerance; the text is one line that says so."""
 
 

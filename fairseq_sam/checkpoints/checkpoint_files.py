@@ -14,6 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.files.reading import PathLike, check_regular
 from fairseq_sam.files.writing import replaced
 
@@ -21,7 +22,7 @@ _EPOCH_NAME = re.compile(r"checkpoint(\d+)\.pt")
 _UPDATE_NAME = re.compile(r"checkpoint_\d+_(\d+)\.pt")
 
 
-class CheckpointError(Exception):
+class CheckpointError(FairseqSamError):
     """A checkpoint that cannot be used; the text is one line that names the file."""
 
 

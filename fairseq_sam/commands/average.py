@@ -77,17 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
     load_fairseq()
     from fairseq_sam.checkpoints.averaging import average_checkpoints
-    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError, write_checkpoint
+    from fairseq_sam.checkpoints.checkpoint_files import write_checkpoint
 
-    try:
-        paths = _input_paths(args)
-        with counting("checkpoint", "reading", len(paths)) as after_each:
-            state = average_checkpoints(
-                paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
-            )
-        write_checkpoint(state, args.output)
-    except CheckpointError as error:
-        raise CommandError(str(error)) from error
+    paths = _input_paths(args)
+    with counting("checkpoint", "reading", len(paths)) as after_each:
+        state = average_checkpoints(
+            paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
+        )
+    write_checkpoint(state, args.output)
     print(f"{args.output}: mean of {len(paths)} checkpoints")
     return 0
 

@@ -146,13 +146,13 @@ def load_dataset_loss(
         overrides: flags of training to replace, by their names in the configuration.
 
     Raises:
-        CommandError: something is missing, damaged, or does not fit.
+        FairseqSamError: something is missing, damaged, or does not fit.
     """
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.evaluation import trained_model
     from fairseq_sam.evaluation.sentences import mini_batches
 
-    with _loading():
+    with only_warnings():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
         criterion = trained_model.build_criterion(trained, args.criterion)
         _use_gpu(args, trained.model, criterion)
@@ -188,12 +188,12 @@ def load_single_sentences(
         overrides: as there.
 
     Raises:
-        CommandError: something is missing, damaged, or does not fit.
+        FairseqSamError: something is missing, damaged, or does not fit.
     """
     from fairseq_sam.evaluation import trained_model
     from fairseq_sam.evaluation.sentences import single_sentences
 
-    with _loading():
+    with only_warnings():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
         name, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
         _use_gpu(args, trained.model, criterion)
@@ -201,17 +201,6 @@ def load_single_sentences(
             trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
         )
     return SingleSentences(trained, name, criterion, total, samples)
-
-
-@contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    from fairseq_sam.evaluation.trained_model import LoadError
-
-    try:
-        with only_warnings():
-            yield
-    except LoadError as error:
-        raise CommandError(str(error)) from error
 
 
 def _use_gpu(args: argparse.Namespace, model: Any, criterion: Any) -> None:

@@ -66,15 +66,11 @@ def run(args: argparse.Namespace) -> int:
         if path.exists() and not args.force:
             raise CommandError(f"{path}: exists (--force overwrites it)")
     load_fairseq()
-    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError
     from fairseq_sam.checkpoints.conversion.encoder_checkpoint import convert
-    from fairseq_sam.checkpoints.conversion.source import ConversionError
 
     try:
         with only_warnings():
             converted = convert(args.source, target)
-    except (ConversionError, CheckpointError) as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(
             f"{error.filename or target}: cannot write ({error.strerror})"

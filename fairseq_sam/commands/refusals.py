@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 
+from fairseq_sam import FairseqSamError
+
 NO_FAIRSEQ = (
     "fairseq is not installed: pip install fairseq-fixed (Python 3.11 or later) or fairseq (before)"
 )
 
 
-class CommandError(Exception):
+class CommandError(FairseqSamError):
     """Work that could not be done; its text is one line that names the culprit."""
 
 

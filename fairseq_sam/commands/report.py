@@ -118,8 +118,6 @@ def run(args: argparse.Namespace) -> int:
             _write_figures(directories, runs, args.json)
         if args.plot is not None:
             _plot(runs, args)
-    except RunError as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
     return 1 if failures else 0

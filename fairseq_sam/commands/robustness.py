@@ -21,7 +21,6 @@ from fairseq_sam.commands.checkpoint_data import (
 )
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
-from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import num_draws, num_steps, radii
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
@@ -151,17 +150,14 @@ def _measure(
     args: argparse.Namespace, checkpoint: str, name: str
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Returns what is said of the data, and a checkpoint's figures."""
-    from fairseq_sam.evaluation import task_scores, trained_model
+    from fairseq_sam.evaluation import task_scores
 
     overrides: Dict[str, Any] = {"eval_bleu": False}
     if args.bleu:
         overrides = task_scores.bleu_overrides(args.eval_bleu_args, args.eval_bleu_remove_bpe)
     trained, loss = load_dataset_loss(args, checkpoint, overrides)
     if args.bleu:
-        try:
-            task_scores.check_measures_bleu(trained)
-        except trained_model.LoadError as error:
-            raise CommandError(str(error)) from error
+        task_scores.check_measures_bleu(trained)
     total = 1 + len(args.radii) * (args.draws if args.corruption == "random" else 1)
     with explaining(checkpoint, args.data):
         points = progress(_points(args, trained, loss), total, "corruption", name)

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     command = _training_command(args)
     _check_arguments(args)
     require_fairseq()
-    from fairseq_sam.experiments.errors import ExperimentError, MisuseError
+    from fairseq_sam.experiments.errors import MisuseError
     from fairseq_sam.experiments.processes import termination_interrupts
     from fairseq_sam.experiments.search.course import check_before, conduct
 
@@ -127,8 +127,6 @@ def run(args: argparse.Namespace) -> int:
         with termination_interrupts():
             summary = conduct(_plan(args), command, _slots(args, command), _tell)
             _show(args, summary)
-    except ExperimentError as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
     except KeyboardInterrupt:

@@ -128,8 +128,6 @@ def _read(args: argparse.Namespace) -> Digits:
             found = digits.read_mnist(args.data)
         else:
             found = digits.sklearn_digits(seed=args.seed)
-    except digits.DataError as error:
-        raise CommandError(str(error)) from error
     except ImportError as error:
         raise CommandError(
             f"without --data it needs scikit-learn ({error}): pip install scikit-learn"

@@ -45,7 +45,7 @@ def measure_spectrum(args: argparse.Namespace, checkpoint: str, name: str) -> Ch
         name: what the progress bar calls it.
 
     Raises:
-        CommandError: something is missing, damaged, does not fit, or does not converge.
+        FairseqSamError: something is missing, damaged, does not fit, or does not converge.
     """
     from fairseq_sam.analysis.eigenvalues import NotConverged
 

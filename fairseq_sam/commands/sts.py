@@ -76,16 +76,11 @@ def run(args: argparse.Namespace) -> int:
     import scipy  # noqa: F401
 
     load_fairseq()
-    from fairseq_sam.analysis.sts import DataError, read_sets
-    from fairseq_sam.checkpoints.conversion.source import ConversionError
-    from fairseq_sam.evaluation.trained_model import LoadError
+    from fairseq_sam.analysis.sts import read_sets
 
-    try:
-        sets, missing = read_sets(args.folder, args.dev)
-        names = checkpoint_names([str(path) for path in args.checkpoints])
-        found = [_evaluate(args, sets, *each) for each in zip(args.checkpoints, names)]
-    except (DataError, LoadError, ConversionError) as error:
-        raise CommandError(str(error)) from error
+    sets, missing = read_sets(args.folder, args.dev)
+    names = checkpoint_names([str(path) for path in args.checkpoints])
+    found = [_evaluate(args, sets, *each) for each in zip(args.checkpoints, names)]
     for line in missing:
         print(line, file=sys.stderr)
     for each in found:

@@ -6,10 +6,11 @@ import os
 import re
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.criterions import per_sentence_name_of
 
 
-class LoadError(Exception):
+class LoadError(FairseqSamError):
     """Something that cannot be used; the text is one line that names it."""
 
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import shell_lines
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import (
-    ExperimentError,
     MisuseError,
     OtherSettingsError,
 )
@@ -61,7 +61,7 @@ def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
     except (MisuseError, OtherSettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ExperimentError as error:
+    except FairseqSamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

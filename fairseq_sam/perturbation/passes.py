@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Union
 
 from torch import Tensor
 
+from fairseq_sam import FairseqSamError
+
 if TYPE_CHECKING:
     from fairseq_sam.perturbation.step import RepeatedStep
 
@@ -58,7 +60,7 @@ class Outcome(NamedTuple):
         return self.perturbed if self.clean is None else self.clean
 
 
-class BackwardPassedBy(RuntimeError):
+class BackwardPassedBy(FairseqSamError, RuntimeError):
     """A pass left gradients without having called :meth:`Pass.backward`."""
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.files.reading import read_lines
 from fairseq_sam.reporting.numbers import mean_of, printable
 from fairseq_sam.reporting.scores import (
@@ -27,7 +28,7 @@ _DESCRIBED = re.compile(
 """What the log says of a sharpness-aware optimizer when it is built."""
 
 
-class RunError(Exception):
+class RunError(FairseqSamError):
     """A directory that holds no run; the text is one line that names it."""
 
 

@@ -7,10 +7,12 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 import torch
 from torch import Tensor
 
+from fairseq_sam import FairseqSamError
+
 MODEL_TYPES = ("bert", "roberta")
 
 
-class ConversionError(Exception):
+class ConversionError(FairseqSamError):
     """Something that cannot be converted; the text is one line that names it."""
 
 
