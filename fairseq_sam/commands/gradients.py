@@ -14,17 +14,17 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of, logged_norms
-from fairseq_sam.reporting.runs import RunError, read_run
+from fairseq_sam.reporting.runs import read_run
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.gradient_norms import LayerNorms, TensorNorms
@@ -119,10 +119,7 @@ def _logged_norms(directory: Optional[Path]) -> List[LoggedNorms]:
     """Returns the mean norms of each epoch's gradients, as logged."""
     if directory is None:
         return []
-    try:
-        logged = logged_norms(read_run(directory, directory.name, _pass_over).epochs)
-    except RunError as error:
-        raise CommandError(str(error)) from error
+    logged = logged_norms(read_run(directory, directory.name, _pass_over).epochs)
     if not logged:
         raise CommandError(f"{directory}: no log in it tells gnorm, the norm of the gradient")
     return logged

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.ascent import Radius
 from fairseq_sam.perturbation.foreach import Gradients
@@ -85,7 +86,7 @@ class Outcome(NamedTuple):
         return self.perturbed if self.clean is None else self.clean
 
 
-class BackwardPassedBy(RuntimeError):
+class BackwardPassedBy(FairseqSamError, RuntimeError):
     """A pass left gradients without having called :meth:`Pass.backward`."""
 
 
