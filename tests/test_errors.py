@@ -34,7 +34,7 @@ def test_they_can_be_caught_as_what_else_they_are(errors: List[Type[Exception]])
     named = {f"{each.__module__}.{each.__name__}": each for each in errors}
     assert issubclass(named["fairseq_sam.experiments.errors.MisuseError"], ValueError)
     assert issubclass(named["fairseq_sam.analysis.digits.DataError"], ValueError)
-    assert issubclass(named["fairseq_sam.perturbation.passes.BackwardPassedBy"], RuntimeError)
+    assert issubclass(named["fairseq_sam.perturbation.step.BackwardPassedBy"], RuntimeError)
     assert issubclass(named["fairseq_sam.perturbation.outputs.OutputsBypassed"], RuntimeError)
 
 
