@@ -171,12 +171,12 @@ def _print_logged(directory: Path, logged: Sequence[LoggedNorms]) -> None:
 
 def _print_scales(result: _Result) -> None:
     """Prints the range of each T, and what it would be for gradients that are rounding noise."""
-    from fairseq_sam.perturbation.ascent import SCALES
+    from fairseq_sam.perturbation.ascent import MEMORYLESS
 
     live = [tensor for tensor in result.tensors if not tensor.is_noise]
     noise = [tensor for tensor in result.tensors if tensor.is_noise]
     print(f"{'scale T':<22}{'smallest':>10}  {'median':>10}  {'largest':>10}  without the floor")
-    for name, scale in SCALES.items():
+    for name, scale in MEMORYLESS.items():
         values = [tensor.scales[name] for tensor in live] or [0.0]
         trapped = [tensor.unfloored[name] for tensor in noise] if scale.divides_by_gradient else []
         print(
@@ -190,13 +190,13 @@ def _print_scales(result: _Result) -> None:
 
 
 def _print_tensors(result: _Result) -> None:
-    from fairseq_sam.perturbation.ascent import SCALES
+    from fairseq_sam.perturbation.ascent import MEMORYLESS
 
     width = max((len(tensor.name) for tensor in result.tensors), default=0)
-    print(f"{'T of each tensor':<{width}}  " + "  ".join(f"{name:>20}" for name in SCALES))
+    print(f"{'T of each tensor':<{width}}  " + "  ".join(f"{name:>20}" for name in MEMORYLESS))
     for tensor in result.tensors:
         mark = "  rounding noise" if tensor.is_noise else ""
-        values = "  ".join(f"{tensor.scales[name]:>20.3g}" for name in SCALES)
+        values = "  ".join(f"{tensor.scales[name]:>20.3g}" for name in MEMORYLESS)
         print(f"{tensor.name:<{width}}  {values}{mark}")
 
 

@@ -24,7 +24,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.perturbation.foreach import Gradients
+from fairseq_sam.perturbation.ascent import SecondMoment
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
@@ -34,6 +34,8 @@ try:
     from torch.func import functional_call
 except ImportError:  # torch 1.13
     from torch.nn.utils.stateless import functional_call  # type: ignore[assignment]
+
+SecondMoments = Sequence[Optional[SecondMoment]]
 
 
 class SharpnessAwareLoss:
@@ -93,6 +95,7 @@ class SharpnessAwareLoss:
         part: Optional[Callable[[], ForwardPass]] = None,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
+        second_moments: Optional[SecondMoments] = None,
     ) -> Outcome:
         """Adds the gradient of the sharpness-aware risk to ``p.grad``.
 
@@ -112,6 +115,8 @@ class SharpnessAwareLoss:
                 without; needed by the direction ``momentum``, and not changed.
             update_size: how many mini-batches are accumulated for an update, of which
                 ``ascent_share`` have an ascent. The first is the one that finds no gradients.
+            second_moments: of the base optimizer, one for each of ``trained`` or None for those
+                without; needed by the scale ``adam``, and not changed.
 
         Returns:
             The outcome. The weights are at w again.
@@ -128,7 +133,16 @@ class SharpnessAwareLoss:
         if self.settings.ascent_fraction < 1 and part is None:
             raise ValueError("ascent_fraction is below 1: it needs the part of the batch")
         return self._backward(
-            forward, scale, scale_loss, no_sync, per_sentence, probe, part, momentum, update_size
+            forward,
+            scale,
+            scale_loss,
+            no_sync,
+            per_sentence,
+            probe,
+            part,
+            momentum,
+            update_size,
+            second_moments,
         )
 
     def backward_each(
@@ -137,6 +151,7 @@ class SharpnessAwareLoss:
         scale: float = 1.0,
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+        second_moments: Optional[SecondMoments] = None,
     ) -> List[Outcome]:
         """As :meth:`backward`, for several forward passes with a perturbation each.
 
@@ -145,7 +160,11 @@ class SharpnessAwareLoss:
         outcomes = []
         for number, forward in enumerate(forwards, 1):
             with contextlib.nullcontext() if number == len(forwards) else no_sync():
-                outcomes.append(self._backward(forward, scale, scale_loss, no_sync))
+                outcomes.append(
+                    self._backward(
+                        forward, scale, scale_loss, no_sync, second_moments=second_moments
+                    )
+                )
         return outcomes
 
     def _backward(
@@ -159,6 +178,7 @@ class SharpnessAwareLoss:
         part: Optional[Callable[[], ForwardPass]] = None,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
+        second_moments: Optional[SecondMoments] = None,
     ) -> Outcome:
         def step(this: Pass) -> ForwardPass:
             if this.probes and probe is not None:
@@ -183,6 +203,7 @@ class SharpnessAwareLoss:
             no_sync,
             momentum=momentum,
             update_size=update_size,
+            second_moments=second_moments,
         )
 
     def run(
@@ -195,6 +216,7 @@ class SharpnessAwareLoss:
         reach: float = 1.0,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
+        second_moments: Optional[SecondMoments] = None,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -208,6 +230,7 @@ class SharpnessAwareLoss:
             reach: multiplies the radius.
             momentum: as of :meth:`backward`.
             update_size: as of :meth:`backward`.
+            second_moments: as of :meth:`backward`.
 
         Returns:
             The outcome. The weights are at w again.
@@ -222,13 +245,18 @@ class SharpnessAwareLoss:
         starts = all(weight.grad is None for weight in self.trained)
         self._position = 0 if starts else self._position + 1
         num_ascents = self._num_ascents(update_size)
+        if self.settings.needs_second_moments:
+            moments = self._aligned("scale is adam", "second moments", second_moments)
+            self.weights.second_moments = [moments[i] for i in self.chosen]
         under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
         try:
             if num_ascents is not None and self._position >= num_ascents:
                 self.weights.go_back()
                 return under_way.train()
             if not self.settings.needs_pass:
-                under_way.follow_momentum(self._aligned(momentum))
+                under_way.follow_momentum(
+                    self._aligned("direction is momentum", "momentum", momentum)
+                )
                 return under_way.train()
             if self.settings.risk == "functional" and self.settings.ascent_fraction < 1:
                 under_way.look()
@@ -241,6 +269,7 @@ class SharpnessAwareLoss:
             return under_way.train()
         finally:
             self.weights.restore()
+            self.weights.second_moments = ()
             under_way.finish()
             if num_ascents is not None and self._position == update_size - 1:
                 self.weights.forget()
@@ -251,10 +280,10 @@ class SharpnessAwareLoss:
             return None
         return math.ceil(self.settings.ascent_share * update_size - 1e-9)
 
-    def _aligned(self, momentum: Optional[Sequence[Optional[Tensor]]]) -> Gradients:
-        if momentum is None or len(momentum) != len(self.trained):
-            raise ValueError("direction is momentum: it needs the momentum of each trained weight")
-        return list(momentum)
+    def _aligned(self, why: str, what: str, values: Optional[Sequence[Any]]) -> List[Any]:
+        if values is None or len(values) != len(self.trained):
+            raise ValueError(f"{why}: it needs the {what} of each trained weight")
+        return list(values)
 
     def call_unperturbed(self, module: nn.Module, **inputs: Any) -> Any:
         """Calls a module at w from within a pass, wherever the weights are at the time.

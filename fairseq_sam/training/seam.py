@@ -39,7 +39,7 @@ from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
-from fairseq_sam.training.optimizer_state import carrier_of, momentum_of
+from fairseq_sam.training.optimizer_state import carrier_of, momentum_of, second_moments_of
 from fairseq_sam.training.optimizers import check_configuration
 from fairseq_sam.training.parameters import identity, named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences, sub_batch
@@ -146,9 +146,11 @@ class Seam:
                 optimizer_backward(loss)
 
         torch_backward = torch.Tensor.backward
-        momentum = None
+        momentum = second_moments = None
         if not sharpness_aware.settings.needs_pass:
             momentum = momentum_of(optimizer, sharpness_aware.trained)
+        if sharpness_aware.settings.needs_second_moments:
+            second_moments = second_moments_of(optimizer, sharpness_aware.trained)
         scaler = getattr(optimizer, "scaler", None)
         try:
             with contextlib.nullcontext() if is_last else step.no_sync(), replaced(
@@ -163,6 +165,7 @@ class Seam:
                     reach=reach,
                     momentum=momentum,
                     update_size=update_size,
+                    second_moments=second_moments,
                 )
         except BackwardPassedBy:
             _stop(
