@@ -79,7 +79,16 @@ done
 [[ -z "$WORKERS" || "$WORKERS" =~ ^[0-9]+$ ]] || misuse "--workers $WORKERS: not a number of processes"
 
 check_format() { "$PYTHON" -m ruff format --check .; }
-check_lint() { "$PYTHON" -m ruff check .; }
+check_lint() {
+    local result=0
+    "$PYTHON" -m ruff check . || result=1
+    if "$PYTHON" -c 'import importlinter' 2>/dev/null; then
+        lint-imports --no-cache || result=1
+    else
+        note "import-linter is not installed: which room imports which was not checked"
+    fi
+    return "$result"
+}
 check_types() { "$PYTHON" -m mypy; }
 check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run; }
 
