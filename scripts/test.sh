@@ -90,7 +90,7 @@ check_lint() {
     return "$result"
 }
 check_types() { "$PYTHON" -m mypy; }
-check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run; }
+check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/*; }
 
 check_docs() {
     if "$PYTHON" -c 'import mkdocs, mkdocstrings' 2>/dev/null; then
