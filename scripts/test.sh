@@ -10,6 +10,7 @@ Usage: bash scripts/test.sh [OPTIONS] [-- PYTEST-ARGUMENTS]
 
 Makes the environment if it is missing, then runs: format, lint, types, shell, docs, tests.
 (docs builds the site strictly, where mkdocs is installed: pip install ".[docs]".)
+The tests end with a list of the ten slowest.
 All checks run even if one fails; the exit status is 1 if any did, and 2 for a wrong command line.
 
 Options:
@@ -108,7 +109,7 @@ check_tests() {
     fi
     # One thread in each process: more would only compete for the same cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    "$PYTHON" -m pytest -n "$workers" --dist worksteal \
+    "$PYTHON" -m pytest -n "$workers" --dist worksteal --durations=10 \
         ${PYTEST_ARGUMENTS[@]+"${PYTEST_ARGUMENTS[@]}"}
 }
 
