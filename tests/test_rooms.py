@@ -1,7 +1,9 @@
 """The shape of the package: a room a topic, names that tell modules apart, no crumbs."""
 
+import ast
 from collections import Counter
 from pathlib import Path
+from typing import Iterator
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fairseq_sam"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -63,3 +65,39 @@ def test_tests_mirror_the_package() -> None:
     folders = {path.name for path in (PACKAGE.parent / "tests").iterdir() if path.is_dir()}
     rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
     assert {name for name in folders if not name.startswith((".", "__"))} - across <= rooms
+
+
+LOOP = ("fairseq.trainer", "fairseq.optim", "fairseq.distributed", "fairseq.nan_detector")
+ASK_WHICH_OPTIMIZERS_THERE_ARE = {"commands/methods.py", "experiments/search/command_check.py"}
+
+
+def imported(module: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_only_training_and_host_touch_the_training_loop() -> None:
+    """Of the whole of fairseq's programs pyproject.toml says it, with the rules for our rooms."""
+    touching = {
+        module.relative_to(PACKAGE).as_posix()
+        for module in MODULES
+        for name in imported(module)
+        if f"{name}.".startswith(tuple(f"{part}." for part in LOOP))
+    }
+    rooms = ("training/", "host/")
+    assert {name for name in touching if not name.startswith(rooms)} == (
+        ASK_WHICH_OPTIMIZERS_THERE_ARE
+    )
+    assert any(name.startswith("training/") for name in touching)
+
+
+def test_no_other_room_replaces_a_step() -> None:
+    for module in MODULES:
+        if room(module).partition("/")[0] in ("training", "host"):
+            continue
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                assert node.attr not in ("train_step", "valid_step", "optimizer_step"), module
