@@ -134,15 +134,11 @@ class SharpnessAwareLoss:
             raise ValueError("ascent_fraction is below 1: it needs the part of the batch")
         return self._backward(
             forward,
-            scale,
-            scale_loss,
-            no_sync,
-            per_sentence,
-            probe,
-            part,
-            momentum,
-            update_size,
-            second_moments,
+            *(scale, scale_loss, no_sync),
+            *(per_sentence, probe, part),
+            momentum=momentum,
+            update_size=update_size,
+            second_moments=second_moments,
         )
 
     def backward_each(
@@ -160,11 +156,8 @@ class SharpnessAwareLoss:
         outcomes = []
         for number, forward in enumerate(forwards, 1):
             with contextlib.nullcontext() if number == len(forwards) else no_sync():
-                outcomes.append(
-                    self._backward(
-                        forward, scale, scale_loss, no_sync, second_moments=second_moments
-                    )
-                )
+                how: Dict[str, Any] = {"second_moments": second_moments}
+                outcomes.append(self._backward(forward, scale, scale_loss, no_sync, **how))
         return outcomes
 
     def _backward(
@@ -176,9 +169,7 @@ class SharpnessAwareLoss:
         per_sentence: Optional[Callable[[], ForwardPass]] = None,
         probe: Optional[Callable[[], Tensor]] = None,
         part: Optional[Callable[[], ForwardPass]] = None,
-        momentum: Optional[Sequence[Optional[Tensor]]] = None,
-        update_size: int = 1,
-        second_moments: Optional[SecondMoments] = None,
+        **rest: Any,
     ) -> Outcome:
         def step(this: Pass) -> ForwardPass:
             if this.probes and probe is not None:
@@ -196,15 +187,7 @@ class SharpnessAwareLoss:
                 with autocast_off(loss.device):
                     scaled.backward()
 
-        return self.run(
-            step,
-            backward,
-            lambda loss: scale_loss(loss * scale),
-            no_sync,
-            momentum=momentum,
-            update_size=update_size,
-            second_moments=second_moments,
-        )
+        return self.run(step, backward, lambda loss: scale_loss(loss * scale), no_sync, **rest)
 
     def run(
         self,
