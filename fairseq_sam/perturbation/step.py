@@ -14,11 +14,13 @@ from typing import (
     Any,
     Callable,
     ContextManager,
+    Dict,
     Iterator,
     List,
     NamedTuple,
     Optional,
     Sequence,
+    Tuple,
     Union,
 )
 
@@ -185,6 +187,7 @@ class RepeatedStep:
         self._ascended: Optional[ForwardPass] = None
         self._momentum: Gradients = []
         self.replay = Replay(loss.called, loss.trained, loss.written)
+        self._marks: Dict[int, Tuple[Tensor, Tuple[int, int]]] = {}
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 
     def finish(self) -> None:
@@ -285,17 +288,18 @@ class RepeatedStep:
         noted = {} if is_displaced else dict(at_w)
         if loss.num_steps == 1 or (looks and is_displaced):  # of the frozen and left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
-        marks = [(w._version, w.data_ptr()) for w in watched]
+        self._marks = {id(w): (w, _mark(w)) for w in watched}
         try:
             yield
         except BaseException:
             with torch.no_grad():
                 foreach.copy_(*self._weights.with_snapshot())
             raise
+        marks, self._marks = self._marks, {}
         written = [
             weight
-            for weight, mark in zip(watched, marks)
-            if (weight._version, weight.data_ptr()) != mark
+            for weight, mark in marks.values()
+            if _mark(weight) != mark
             or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
         ]
         loss.written += written
@@ -392,9 +396,15 @@ class RepeatedStep:
             self._loss.current = None
 
     def call_at_w(self, function: Callable[[], Any]) -> Any:
-        """Calls a function at w: δ-SAM's probes, which are elsewhere, come first."""
+        """Calls a function at w, wherever the weights are.
+
+        Going there and back is no writing of the pass's.
+        """
+        unwritten = [weight for weight, mark in self._marks.values() if _mark(weight) == mark]
         with self._weights.at_w():
-            return function()
+            result = function()
+        self._marks.update((id(weight), (weight, _mark(weight))) for weight in unwritten)
+        return result
 
 
 class StepGradients:
@@ -561,6 +571,11 @@ class StepGradients:
         return self.scale_of(output.loss) * (
             size.clamp(min=1) if isinstance(size, Tensor) else max(size, 1)
         )
+
+
+def _mark(weight: Tensor) -> Tuple[int, int]:
+    """Returns what another value of a weight changes, unless it is written past autograd."""
+    return weight._version, weight.data_ptr()
 
 
 def _differ(weight: Tensor, value: Tensor) -> bool:
