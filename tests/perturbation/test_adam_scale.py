@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fairseq_sam.perturbation import (
     ForwardPass,
     PerturbedWeights,
+    SecondMoment,
     SharpnessAwareLoss,
     method_settings,
 )
-from fairseq_sam.perturbation.ascent import SecondMoment
 from tests.perturbation.small_net import (
     SmallNet,
     assert_all_close,
