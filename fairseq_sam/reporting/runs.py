@@ -65,6 +65,19 @@ class Run:
         ]
         return mean_of(seconds) if seconds else None
 
+    def training_seconds(self) -> Optional[float]:
+        """Returns the time of all trained epochs, without validation; None if it was not logged.
+
+        By the updates per second, which are logged more precisely than the seconds.
+        """
+        updates, seconds = 0.0, 0.0
+        for epoch in self.epochs:
+            made, rate = epoch.train.get("num_updates"), epoch.train.get("ups")
+            if made is None or not rate:
+                return None
+            updates, seconds = made, seconds + (made - updates) / rate
+        return seconds or None
+
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""
         return next((e.epoch for e in self.epochs if is_perturbed(e)), None)

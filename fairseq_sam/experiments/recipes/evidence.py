@@ -66,8 +66,8 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
         --criterion per_sentence_{criterion} --num-workers 0 --no-epoch-checkpoints"""
     report = """
 {python} -m fairseq_sam.commands report {runs} --relative-to {out}/runs \\
-    --group-by '/seed[0-9]+' --against baseline --metrics {metrics} --title {title} {flags} \\
-    --cost-plot {out}/cost.png --json {out}/report.json --output {out}/report.md
+    --group-by '/seed[0-9]+' --against baseline,longer --metrics {metrics} --title {title} \\
+    {flags} --cost-plot {out}/cost.png --json {out}/report.json --output {out}/report.md
 """
     published = {}
 

@@ -73,7 +73,7 @@ TASKS = {
         alpha=1,
         epochs=7,
         start_epoch=3,
-        metrics="Accuracy,NLL,ECE,Entropy,Logit norm",
+        metrics="Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
     ),
     "de_en": Task(
         title="Multi30k De-En, a small Transformer",
@@ -88,7 +88,8 @@ TASKS = {
         epochs=28,
         start_epoch=19,
         train=5000,
-        metrics="BLEU,BLEU at the best length penalty,chrF2,length ratio," + _OF_TOKENS,
+        metrics="BLEU,BLEU at the best length penalty,chrF2,length ratio,"
+        f"{_OF_TOKENS},valid BLEU,valid NLL",
         score=Task.score + _GENERATE.format("valid") + _GENERATE.format("test") + _LENGTH_PENALTY,
     ),
     "ptb_lstm": Task(
@@ -101,7 +102,7 @@ TASKS = {
         epochs=12,
         start_epoch=5,
         train=8000,
-        metrics=_OF_TOKENS,
+        metrics=f"{_OF_TOKENS},valid Perplexity",
     ),
     "ptb_transformer": Task(
         title="Penn Treebank, a small Transformer",
@@ -113,7 +114,7 @@ TASKS = {
         epochs=12,
         start_epoch=5,
         train=8000,
-        metrics=_OF_TOKENS,
+        metrics=f"{_OF_TOKENS},valid Perplexity",
     ),
 }
 
