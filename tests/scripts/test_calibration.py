@@ -88,9 +88,9 @@ class TestAnswers:
         }
         found = calibration.all_answers(trained, [sample, sample])
         assert len(found.right) == 6
-        assert found.nll[:2].tolist() == calibration.answers_of(
-            self.logits, self.target
-        ).nll.tolist()
+        assert (
+            found.nll[:2].tolist() == calibration.answers_of(self.logits, self.target).nll.tolist()
+        )
 
     def test_records(self):
         answers = calibration.answers_of(self.logits, self.target)
