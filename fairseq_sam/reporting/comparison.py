@@ -114,14 +114,16 @@ def _matched(group_by: str, name: str) -> str:
 def relative_times(runs: Sequence[Run], group_by: Optional[str], against: str) -> Dict[str, float]:
     """Returns the training time of each group of runs, with another group's as 1.
 
-    The least of a group's runs counts: whatever else a machine does only adds to it.
+    Of each epoch the fastest of a group's runs counts, for whatever else a machine does only adds.
     """
-    seconds = {
-        name: [time for time in (run.training_seconds() for run in members) if time]
-        for name, members in group_runs(runs, group_by).items()
-    }
-    least = {name: min(times) for name, times in seconds.items() if times}
-    return {name: time / least[against] for name, time in least.items() if against in least}
+    seconds: Dict[str, float] = {}
+    for name, members in group_runs(runs, group_by).items():
+        least: Dict[int, float] = {}
+        for epoch, time in (pair for run in members for pair in run.epoch_seconds().items()):
+            least[epoch] = min(time, least.get(epoch, time))
+        if least:
+            seconds[name] = sum(least.values())
+    return {name: time / seconds[against] for name, time in seconds.items() if against in seconds}
 
 
 def comparison_table(
@@ -148,7 +150,7 @@ def comparison_table(
 _NOTES = (
     "- mean difference [95 % interval]; p: paired t-test, corrected for the number of rows (Holm),"
     " * below 0.05; d: mean by standard deviation of the differences",
-    "- time: of the training, the fastest run of each row",
+    "- time: of the training, of each epoch the fastest of a row's runs",
 )
 
 

@@ -65,18 +65,18 @@ class Run:
         ]
         return mean_of(seconds) if seconds else None
 
-    def training_seconds(self) -> Optional[float]:
-        """Returns the time of all trained epochs, without validation; None if it was not logged.
+    def epoch_seconds(self) -> Dict[int, float]:
+        """Returns the training time of each epoch, without validation.
 
         By the updates per second, which are logged more precisely than the seconds.
         """
-        updates, seconds = 0.0, 0.0
+        found, before = {}, 0.0
         for epoch in self.epochs:
-            made, rate = epoch.train.get("num_updates"), epoch.train.get("ups")
-            if made is None or not rate:
-                return None
-            updates, seconds = made, seconds + (made - updates) / rate
-        return seconds or None
+            updates, rate = epoch.train.get("num_updates", before), epoch.train.get("ups")
+            if rate:
+                found[epoch.epoch] = (updates - before) / rate
+            before = updates
+        return found
 
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""

@@ -18,6 +18,7 @@ SUMMARIES = ("mean-std", "best-median")
 _LESS_IS_MORE = ("Perplexity", "NLL", "ECE")
 _PERCENT = ("Accuracy", "Token accuracy", "F1")
 _OF_VALIDATION = "valid "
+_FINE = ("NLL", "Entropy", "length ratio")
 _HUNDRED = ("BLEU", "chrF", "ROUGE", "Matthews", "Pearson", "Spearman", "STS", "SICK")
 """What the names of metrics begin with whose best value is 100."""
 _BLEU_OF_CHANCE = 1.0
@@ -88,7 +89,8 @@ def _columns(
         if summary == "best-median":
             columns.append(_best_median_column(metric, _score_of(metric)))
         else:
-            columns.append(_mean_column(metric_title(metric) + spread, 2, _score_of(metric)))
+            digits = 3 if metric.endswith(_FINE) else 2
+            columns.append(_mean_column(metric_title(metric) + spread, digits, _score_of(metric)))
         if published and metric in published.metrics:
             title = f"{metric} in the paper" + (f" ({paper_remark})" if paper_remark else "")
             columns.append(_Column(title, _published_cell(published.metrics[metric])))

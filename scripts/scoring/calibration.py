@@ -69,7 +69,7 @@ def calibration_error(right: Values, confidence: Values, bins: int = BINS) -> fl
 
 def answers_of(logits: Any, target: Any) -> Answers:
     """Returns the answers of logits (n, classes) where target (n) is right."""
-    logits = logits.double()
+    logits = logits.float()
     lprobs = logits.log_softmax(-1)
     best, found = lprobs.max(-1)
     columns = (

@@ -102,8 +102,8 @@ class TestDifferences:
         assert comparison_table(runs, BY_SEED, "baseline", ["BLEU"]) == ""
 
     def test_relative_times(self):
-        # The fastest run of each: 10/5 + 10/10 s, and 10/2.5 + 10/2.5 s.
-        runs = [run("baseline/seed1", 1, 5.0, 10.0), run("baseline/seed2", 1, 1.0, 1.0)]
+        # The fastest of each epoch: 10/5 + 10/10 s, and 10/2.5 + 10/2.5 s.
+        runs = [run("baseline/seed1", 1, 5.0, 1.0), run("baseline/seed2", 1, 1.0, 10.0)]
         runs += [run("sam/seed1", 1, 2.5, 2.5), run("sam/seed2", 1)]
         found = relative_times(runs, BY_SEED, "baseline")
         assert found == pytest.approx({"baseline": 1, "sam": 8 / 3})
