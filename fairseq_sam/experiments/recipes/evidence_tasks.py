@@ -85,7 +85,7 @@ TASKS = {
             --lr-scheduler inverse_sqrt --warmup-updates 200 --clip-norm 1.0 --max-tokens 2000""",
         criterion="label_smoothed_cross_entropy",
         alpha=5,
-        epochs=28,
+        epochs=26,
         start_epoch=19,
         train=5000,
         metrics="BLEU,BLEU at the best length penalty,chrF2,length ratio,"
