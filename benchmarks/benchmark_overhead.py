@@ -20,12 +20,14 @@ in units of the weights' size.
 Example:
     python benchmarks/benchmark_overhead.py --steps 10
     python benchmarks/benchmark_overhead.py --device cuda --precision bf16 --steps 50
+
+benchmarks/results/VERSION.json has the figures of each version (--json).
 """
 
 import argparse
 import contextlib
 import copy
-import json
+import platform
 import statistics
 import sys
 import tempfile
@@ -36,6 +38,8 @@ from typing import Any, Callable, Dict, List, Optional, Tuple
 import numpy as np
 import torch
 
+import fairseq_sam
+from fairseq_sam.files.writing import write_json
 from fairseq_sam.flags.number_types import count, whole_number
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,7 +105,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--length", type=count, default=32, help="tokens in a sentence")
     parser.add_argument("--variants", help="only those whose name contains one of these, by comma")
     parser.add_argument("--no-peer", action="store_true", help="leave pytorch_optimizer out")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write figures and versions here")
     parser.add_argument("--plot", type=Path, help="also draw cost against memory here")
     return parser.parse_args()
 
@@ -346,11 +350,29 @@ def draw(figures: Dict[str, Dict[str, Any]], weights: int, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def write_figures(figures: Dict[str, Any], weights: int, args: argparse.Namespace) -> None:
+    """Writes the figures with what they were measured on; bytes and seconds."""
+    import fairseq
+
+    shown = {name: value for name, value in vars(args).items() if name not in ("json", "plot")}
+    content = {
+        "fairseq_sam": fairseq_sam.__version__,
+        "fairseq": fairseq.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if args.device == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "arguments": shown,
+        "bytes_of_weights": weights,
+        "steps": figures,
+    }
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    write_json(content, args.json)
+
+
 def main() -> None:
     args = parse_args()
     import fairseq
-
-    import fairseq_sam
 
     fairseq_sam.register()
     with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(sys.stderr):
@@ -371,7 +393,7 @@ def main() -> None:
     if args.plot:
         draw(figures, weights, args.plot)
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
+        write_figures(figures, weights, args)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def methods() -> str:
 def flags() -> str:
     """Returns the table of flags, with the defaults that the methods share."""
     from fairseq_sam.commands.methods import _flags
-    from fairseq_sam.commands.plugins import load_fairseq
+    from fairseq_sam.commands.refusals import load_fairseq
     from fairseq_sam.perturbation.settings import METHODS
 
     load_fairseq()

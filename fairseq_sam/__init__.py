@@ -9,7 +9,15 @@ import sys
 
 from fairseq_sam.version import __version__
 
-__all__ = ["__version__", "register"]
+__all__ = ["FairseqSamError", "__version__", "register"]
+
+
+class FairseqSamError(Exception):
+    """What every error of this package is, whatever else it may be (a ``ValueError``, say).
+
+    ``fairseq-sam`` and the scripts say its text in one line, and end with status 1. What ends a
+    training at its start is fairseq's or argparse's way, ``SystemExit``.
+    """
 
 
 def register() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Tuple
 
 from fairseq_sam.experiments.recipes import published
-from fairseq_sam.reporting.deviation import sample_deviation
+from fairseq_sam.reporting.numbers import sample_deviation
 from fairseq_sam.reporting.print_style import figure_file, line_style, tick_values
 from fairseq_sam.reporting.scores import read_scores
 

@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Dict, List, NamedTuple
 
-from fairseq_sam.files import read_json, read_lines
+from fairseq_sam.files.reading import read_json, read_lines
 from fairseq_sam.reporting.train_log import parse_log
 
 

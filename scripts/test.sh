@@ -10,6 +10,7 @@ Usage: bash scripts/test.sh [OPTIONS] [-- PYTEST-ARGUMENTS]
 
 Makes the environment if it is missing, then runs: format, lint, types, shell, docs, tests.
 (docs builds the site strictly, where mkdocs is installed: pip install ".[docs]".)
+The tests end with a list of the ten slowest.
 All checks run even if one fails; the exit status is 1 if any did, and 2 for a wrong command line.
 
 Options:
@@ -79,9 +80,18 @@ done
 [[ -z "$WORKERS" || "$WORKERS" =~ ^[0-9]+$ ]] || misuse "--workers $WORKERS: not a number of processes"
 
 check_format() { "$PYTHON" -m ruff format --check .; }
-check_lint() { "$PYTHON" -m ruff check .; }
+check_lint() {
+    local result=0
+    "$PYTHON" -m ruff check . || result=1
+    if "$PYTHON" -c 'import importlinter' 2>/dev/null; then
+        lint-imports --no-cache || result=1
+    else
+        note "import-linter is not installed: which room imports which was not checked"
+    fi
+    return "$result"
+}
 check_types() { "$PYTHON" -m mypy; }
-check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/run; }
+check_shell() { shellcheck -x scripts/*.sh scripts/lib/*.sh .ci/*; }
 
 check_docs() {
     if "$PYTHON" -c 'import mkdocs, mkdocstrings' 2>/dev/null; then
@@ -99,7 +109,7 @@ check_tests() {
     fi
     # One thread in each process: more would only compete for the same cores.
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-    "$PYTHON" -m pytest -n "$workers" --dist worksteal \
+    "$PYTHON" -m pytest -n "$workers" --dist worksteal --durations=10 \
         ${PYTEST_ARGUMENTS[@]+"${PYTEST_ARGUMENTS[@]}"}
 }
 

@@ -288,6 +288,8 @@ class TestTables:
         text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
         names = re.findall(r"^::: fairseq_sam\.perturbation\.(\w+)$", text, re.MULTILINE)
         assert sorted(names) == sorted(perturbation.__all__)
+        assert "\n::: fairseq_sam.FairseqSamError\n" in text
+        assert "FairseqSamError" in fairseq_sam.__all__
 
 
 def test_the_readme_is_short() -> None:

@@ -22,7 +22,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.analysis.evaluation_mode import evaluation_mode
+from fairseq_sam.analysis.dataset_loss import evaluation_mode
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
 from fairseq_sam.training.samples import split_sentences

@@ -12,7 +12,6 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.analysis.evaluation_mode import evaluation_mode
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
 
 
@@ -84,3 +83,22 @@ class DatasetLoss:
         finally:
             put_gradients(self.weights, earlier)
         return total / size, [None if g is None else g / size for g in gradients]
+
+
+@contextlib.contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Context without dropout; every layer is afterwards in the mode it was in.
+
+    Recurrent layers are kept off cuDNN, whose backward pass wants training mode.
+    """
+    before = [(layer, layer.training) for module in modules for layer in module.modules()]
+    recurrent = any(isinstance(layer, nn.RNNBase) for layer, _ in before)
+    off_cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+    try:
+        for module in modules:
+            module.eval()
+        with off_cudnn:
+            yield
+    finally:
+        for layer, training in before:
+            layer.training = training

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
-from fairseq_sam.layer_names import layer_of
-from fairseq_sam.perturbation.ascent import SCALES, noise_of_tensors, scale_of_groups
+from fairseq_sam.perturbation.ascent import MEMORYLESS, noise_of_tensors, scale_of_groups
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
+from fairseq_sam.training.parameters import layer_of
 
 _Measured = Tuple[str, Tensor, float, Tensor]
 """Name, weight, root mean square of its gradient's norm, and the sum of the gradients."""
@@ -124,7 +124,7 @@ class GradientNorms:
         floored, unfloored = (
             {
                 key: scale_of_groups(scale, weight_norms, batch_norms, sizes, num_weights, floor)
-                for key, scale in SCALES.items()
+                for key, scale in MEMORYLESS.items()
             }
             for floor in (noise, torch.zeros_like(noise))
         )

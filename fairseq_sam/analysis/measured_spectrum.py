@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_sam.analysis import fisher, spectrum
+from fairseq_sam.analysis import eigenvalues, fisher
 from fairseq_sam.analysis.curvature import Hessian, num_weights, vector_type
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.spectral_density import Density, lanczos_density
@@ -32,7 +32,7 @@ class MeasuredSpectrum(NamedTuple):
     """
 
     eigenvalues: np.ndarray
-    trace: spectrum.Trace
+    trace: eigenvalues.Trace
     density: Optional[Density]
 
 
@@ -51,7 +51,7 @@ def hessian_spectrum(
     Args:
         dataset: the loss.
         count: k, the number of eigenvalues.
-        tolerance: of :func:`~fairseq_sam.analysis.spectrum.top_eigenvalues`.
+        tolerance: of :func:`~fairseq_sam.analysis.eigenvalues.top_eigenvalues`.
         num_probes: of Hutchinson's estimate.
         with_density: whether to measure the density too (120 more products).
         memory: bytes that are free; chooses the number of Lanczos vectors.
@@ -71,10 +71,10 @@ def hessian_spectrum(
         after_each()
         return result
 
-    vectors = spectrum.basis_size(count, size, dtype.itemsize, memory)
+    vectors = eigenvalues.basis_size(count, size, dtype.itemsize, memory)
     return MeasuredSpectrum(
-        spectrum.top_eigenvalues(product, size, count, tolerance, vectors, dtype, seed),
-        spectrum.hutchinson_trace(product, size, num_probes, dtype, seed),
+        eigenvalues.top_eigenvalues(product, size, count, tolerance, vectors, dtype, seed),
+        eigenvalues.hutchinson_trace(product, size, num_probes, dtype, seed),
         lanczos_density(product, size, dtype=dtype, seed=seed) if with_density else None,
     )
 
@@ -113,10 +113,10 @@ def fisher_spectrum(
     gram = fisher.gram_matrix(weights, losses, held, after_each)
     values = fisher.eigenvalues_of_gram(gram, 1.0 / (sample_size * num_draws))
     squares = gram.diagonal().reshape(num_draws, -1).sum(1) / sample_size
-    trace = spectrum.mean_and_error(squares.tolist())
+    trace = eigenvalues.mean_and_error(squares.tolist())
     return MeasuredSpectrum(
         fisher.pad_with_zeros(values, count),
-        trace if drawn else spectrum.Trace(trace.mean, 0.0),
+        trace if drawn else eigenvalues.Trace(trace.mean, 0.0),
         fisher.density_of_gram(values, size) if with_density else None,
     )
 
@@ -124,8 +124,8 @@ def fisher_spectrum(
 def memory_needed(dataset: DatasetLoss, count: int, memory: Optional[int] = None) -> int:
     """Returns the bytes that the Lanczos vectors of :func:`hessian_spectrum` will take."""
     size, itemsize = num_weights(dataset.weights), vector_type(dataset.weights).itemsize
-    vectors = spectrum.basis_size(count, size, itemsize, memory)
-    return spectrum.basis_memory(vectors, size, itemsize)
+    vectors = eigenvalues.basis_size(count, size, itemsize, memory)
+    return eigenvalues.basis_memory(vectors, size, itemsize)
 
 
 def loss_and_sample_size(dataset: DatasetLoss) -> Tuple[float, float]:

@@ -13,7 +13,7 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
-from fairseq_sam.analysis.spectrum import Product, random_signs
+from fairseq_sam.analysis.eigenvalues import Product, random_signs
 
 
 class Density(NamedTuple):
@@ -44,7 +44,7 @@ def lanczos_density(
     so three vectors are all it holds.
 
     Args:
-        product: as in :func:`~fairseq_sam.analysis.spectrum.top_eigenvalues`.
+        product: as in :func:`~fairseq_sam.analysis.eigenvalues.top_eigenvalues`.
         size: n.
         num_steps: m, products for each probe.
         num_probes: how many random starts are averaged.

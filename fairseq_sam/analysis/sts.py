@@ -16,6 +16,8 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_sam import FairseqSamError
+
 SUBSETS = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
     "STS13": (
@@ -32,7 +34,7 @@ Embed = Callable[[Sequence[str]], Tensor]
 """From sentences to their embeddings [sentences, dim]."""
 
 
-class DataError(Exception):
+class DataError(FairseqSamError):
     """Data that cannot be used; the text is one line that names the file."""
 
 

@@ -17,6 +17,7 @@ import argparse
 import sys
 from typing import List, Optional
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.commands import (
     average,
     convert,
@@ -33,8 +34,8 @@ from fairseq_sam.commands import (
     user_dir,
 )
 from fairseq_sam.commands.arguments import IntermixedParser, OneLineEach, Parser, ShowVersion
-from fairseq_sam.commands.errors import CommandError, explain_import
 from fairseq_sam.commands.quiet import no_foreign_warnings
+from fairseq_sam.commands.refusals import explain_import
 from fairseq_sam.commands.terminal import write_on_any_terminal
 
 # In the order of a user's work: train, compare, look inside; other models last.
@@ -105,7 +106,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     try:
         return int(args.run(args))
-    except CommandError as error:
+    except FairseqSamError as error:
         return _fail(args, str(error))
     except ImportError as error:
         return _fail(args, explain_import(error))

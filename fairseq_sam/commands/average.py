@@ -7,9 +7,8 @@ import os
 from pathlib import Path
 from typing import List
 
-from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.progress import counting
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 from fairseq_sam.flags.number_types import count
 
 _EPILOG = """\
@@ -77,18 +76,15 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     load_fairseq()
-    from fairseq_sam.averaging import average_checkpoints
-    from fairseq_sam.checkpoint_files import CheckpointError, write_checkpoint
+    from fairseq_sam.checkpoints.averaging import average_checkpoints
+    from fairseq_sam.checkpoints.checkpoint_files import write_checkpoint
 
-    try:
-        paths = _input_paths(args)
-        with counting("checkpoint", "reading", len(paths)) as after_each:
-            state = average_checkpoints(
-                paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
-            )
-        write_checkpoint(state, args.output)
-    except CheckpointError as error:
-        raise CommandError(str(error)) from error
+    paths = _input_paths(args)
+    with counting("checkpoint", "reading", len(paths)) as after_each:
+        state = average_checkpoints(
+            paths, dtype=getattr(torch, args.dtype), on_read=lambda path: after_each()
+        )
+    write_checkpoint(state, args.output)
     print(f"{args.output}: mean of {len(paths)} checkpoints")
     return 0
 
@@ -107,7 +103,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _input_paths(args: argparse.Namespace) -> List[Path]:
-    from fairseq_sam.checkpoint_files import last_checkpoints
+    from fairseq_sam.checkpoints.checkpoint_files import last_checkpoints
 
     if args.last_epochs is not None:
         return last_checkpoints(

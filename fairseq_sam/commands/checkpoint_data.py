@@ -1,4 +1,4 @@
-"""What subcommands that measure checkpoints on data have in common: arguments, loading, errors."""
+"""What subcommands that measure checkpoints on data share: arguments, loading, errors, names."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from typing import (
     Any,
     Dict,
     Iterator,
+    List,
     NamedTuple,
     Optional,
+    Sequence,
     Tuple,
 )
 
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
-from fairseq_sam.files import write_json
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
+from fairseq_sam.files.writing import write_json
 from fairseq_sam.flags.number_types import count, seed
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -146,13 +147,13 @@ def load_dataset_loss(
         overrides: flags of training to replace, by their names in the configuration.
 
     Raises:
-        CommandError: something is missing, damaged, or does not fit.
+        FairseqSamError: something is missing, damaged, or does not fit.
     """
-    from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.evaluation_data import mini_batches
+    from fairseq_sam.evaluation import trained_model
+    from fairseq_sam.evaluation.sentences import mini_batches
 
-    with _loading():
+    with only_warnings():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
         criterion = trained_model.build_criterion(trained, args.criterion)
         _use_gpu(args, trained.model, criterion)
@@ -188,12 +189,12 @@ def load_single_sentences(
         overrides: as there.
 
     Raises:
-        CommandError: something is missing, damaged, or does not fit.
+        FairseqSamError: something is missing, damaged, or does not fit.
     """
-    from fairseq_sam import trained_model
-    from fairseq_sam.evaluation_data import single_sentences
+    from fairseq_sam.evaluation import trained_model
+    from fairseq_sam.evaluation.sentences import single_sentences
 
-    with _loading():
+    with only_warnings():
         trained = trained_model.load_trained_model(checkpoint, args.data, overrides)
         name, criterion = trained_model.per_sentence_criterion(trained, args.criterion)
         _use_gpu(args, trained.model, criterion)
@@ -201,17 +202,6 @@ def load_single_sentences(
             trained, args.subset, args.max_sentences, args.seed, args.skip_too_long
         )
     return SingleSentences(trained, name, criterion, total, samples)
-
-
-@contextlib.contextmanager
-def _loading() -> Iterator[None]:
-    from fairseq_sam.trained_model import LoadError
-
-    try:
-        with only_warnings():
-            yield
-    except LoadError as error:
-        raise CommandError(str(error)) from error
 
 
 def _use_gpu(args: argparse.Namespace, model: Any, criterion: Any) -> None:
@@ -236,3 +226,25 @@ def explaining(checkpoint: str, data: str) -> Iterator[None]:
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CommandError(f"{data}: does not fit {checkpoint} ({reason})") from error
+
+
+def checkpoint_names(checkpoints: Sequence[str]) -> List[str]:
+    """Returns the paths without what all of them share at the beginning or at the end.
+
+    >>> checkpoint_names(["runs/adam/last.pt", "runs/ga_sam/last.pt"])
+    ['adam', 'ga_sam']
+    >>> checkpoint_names(["runs/adam/last.pt", "runs/adam/best.pt"])
+    ['last', 'best']
+    >>> checkpoint_names(["runs/adam/last.pt"])
+    ['last']
+    """
+    parts = [Path(os.path.splitext(path)[0]).absolute().parts for path in checkpoints]
+    if len(set(parts)) < len(parts):  # one twice, or only the suffixes differ
+        return [f"{number} {path}" for number, path in enumerate(checkpoints, 1)]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    while len({part[0] for part in parts}) == 1:
+        parts = [part[1:] for part in parts]
+    while len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    return ["/".join(part) for part in parts]

@@ -6,9 +6,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from fairseq_sam.commands.errors import CommandError
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 
 _EPILOG = """\
 examples:
@@ -67,15 +66,11 @@ def run(args: argparse.Namespace) -> int:
         if path.exists() and not args.force:
             raise CommandError(f"{path}: exists (--force overwrites it)")
     load_fairseq()
-    from fairseq_sam.checkpoint_files import CheckpointError
-    from fairseq_sam.conversion.checkpoint import convert
-    from fairseq_sam.conversion.errors import ConversionError
+    from fairseq_sam.checkpoints.conversion.encoder_checkpoint import convert
 
     try:
         with only_warnings():
             converted = convert(args.source, target)
-    except (ConversionError, CheckpointError) as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(
             f"{error.filename or target}: cannot write ({error.strerror})"

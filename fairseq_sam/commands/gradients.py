@@ -14,17 +14,17 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of, logged_norms
-from fairseq_sam.reporting.runs import RunError, read_run
+from fairseq_sam.reporting.runs import read_run
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.gradient_norms import LayerNorms, TensorNorms
@@ -119,10 +119,7 @@ def _logged_norms(directory: Optional[Path]) -> List[LoggedNorms]:
     """Returns the mean norms of each epoch's gradients, as logged."""
     if directory is None:
         return []
-    try:
-        logged = logged_norms(read_run(directory, directory.name, _pass_over).epochs)
-    except RunError as error:
-        raise CommandError(str(error)) from error
+    logged = logged_norms(read_run(directory, directory.name, _pass_over).epochs)
     if not logged:
         raise CommandError(f"{directory}: no log in it tells gnorm, the norm of the gradient")
     return logged
@@ -174,12 +171,12 @@ def _print_logged(directory: Path, logged: Sequence[LoggedNorms]) -> None:
 
 def _print_scales(result: _Result) -> None:
     """Prints the range of each T, and what it would be for gradients that are rounding noise."""
-    from fairseq_sam.perturbation.ascent import SCALES
+    from fairseq_sam.perturbation.ascent import MEMORYLESS
 
     live = [tensor for tensor in result.tensors if not tensor.is_noise]
     noise = [tensor for tensor in result.tensors if tensor.is_noise]
     print(f"{'scale T':<22}{'smallest':>10}  {'median':>10}  {'largest':>10}  without the floor")
-    for name, scale in SCALES.items():
+    for name, scale in MEMORYLESS.items():
         values = [tensor.scales[name] for tensor in live] or [0.0]
         trapped = [tensor.unfloored[name] for tensor in noise] if scale.divides_by_gradient else []
         print(
@@ -193,13 +190,13 @@ def _print_scales(result: _Result) -> None:
 
 
 def _print_tensors(result: _Result) -> None:
-    from fairseq_sam.perturbation.ascent import SCALES
+    from fairseq_sam.perturbation.ascent import MEMORYLESS
 
     width = max((len(tensor.name) for tensor in result.tensors), default=0)
-    print(f"{'T of each tensor':<{width}}  " + "  ".join(f"{name:>20}" for name in SCALES))
+    print(f"{'T of each tensor':<{width}}  " + "  ".join(f"{name:>20}" for name in MEMORYLESS))
     for tensor in result.tensors:
         mark = "  rounding noise" if tensor.is_noise else ""
-        values = "  ".join(f"{tensor.scales[name]:>20.3g}" for name in SCALES)
+        values = "  ".join(f"{tensor.scales[name]:>20.3g}" for name in MEMORYLESS)
         print(f"{tensor.name:<{width}}  {values}{mark}")
 
 

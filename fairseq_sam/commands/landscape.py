@@ -11,21 +11,21 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, num_points, positive, radii, whole_number
 from fairseq_sam.reporting.landscape_table import landscape_tables
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 _EPILOG = """\
 examples:
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> Dict[str, Any]:
-    from fairseq_sam.task_scores import loss_unit
+    from fairseq_sam.evaluation.task_scores import loss_unit
 
     paths = args.checkpoints
     loaded = [load_dataset_loss(args, path) for path in paths]
@@ -220,8 +220,8 @@ def _sharpness(
 def _batches(args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss) -> DatasetLoss:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.commands.quiet import only_warnings
-    from fairseq_sam.evaluation_data import sentence_batches
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.evaluation.sentences import sentence_batches
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     try:
         with only_warnings():

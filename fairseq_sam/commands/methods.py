@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
 from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
-from fairseq_sam.commands.plugins import load_fairseq
+from fairseq_sam.commands.refusals import load_fairseq
 
 _EPILOG = """\
 examples:

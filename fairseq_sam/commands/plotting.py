@@ -8,7 +8,7 @@ import importlib.util
 from pathlib import Path
 from typing import Iterator, Optional
 
-from fairseq_sam.commands.errors import CommandError
+from fairseq_sam.commands.refusals import CommandError
 
 PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
 from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots, plot_file
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.experiments.recipes import published
-from fairseq_sam.reporting.table import SUMMARIES
+from fairseq_sam.reporting.runs_table import SUMMARIES
 
 if TYPE_CHECKING:
     from fairseq_sam.reporting.runs import Run
@@ -107,9 +107,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the runs, prints the table, writes what was asked for."""
-    from fairseq_sam.files import write_text
+    from fairseq_sam.files.writing import write_text
     from fairseq_sam.reporting.runs import RunError, read_run, run_names
-    from fairseq_sam.reporting.table import markdown_table
+    from fairseq_sam.reporting.runs_table import markdown_table
 
     check_output_arguments(args)
     _check_comparison(args)
@@ -145,8 +145,6 @@ def run(args: argparse.Namespace) -> int:
             _plot(runs, args)
         if args.cost_plot is not None:
             _plot_cost(runs, args)
-    except RunError as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
     return 1 if failures else 0
@@ -179,7 +177,7 @@ def _pass_over(fault: str) -> None:
 
 
 def _plot(runs: list, args: argparse.Namespace) -> None:
-    from fairseq_sam.reporting.plot import write_plot
+    from fairseq_sam.reporting.runs_plot import write_plot
 
     with explaining_plots(args.plot):
         write_plot(runs, args.plot, args.title, args.group_by)

@@ -10,12 +10,12 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_plugins,
     load_single_sentences,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.quiet import only_warnings

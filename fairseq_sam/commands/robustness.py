@@ -13,13 +13,12 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.flags.number_types import num_draws, num_steps, radii
@@ -27,7 +26,7 @@ from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.trained_model import TrainedModel
+    from fairseq_sam.evaluation.trained_model import TrainedModel
 
 _BEAM = '{"beam": 5, "max_len_a": 1.2, "max_len_b": 10}'
 
@@ -151,17 +150,14 @@ def _measure(
     args: argparse.Namespace, checkpoint: str, name: str
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Returns what is said of the data, and a checkpoint's figures."""
-    from fairseq_sam import task_scores, trained_model
+    from fairseq_sam.evaluation import task_scores
 
     overrides: Dict[str, Any] = {"eval_bleu": False}
     if args.bleu:
         overrides = task_scores.bleu_overrides(args.eval_bleu_args, args.eval_bleu_remove_bpe)
     trained, loss = load_dataset_loss(args, checkpoint, overrides)
     if args.bleu:
-        try:
-            task_scores.check_measures_bleu(trained)
-        except trained_model.LoadError as error:
-            raise CommandError(str(error)) from error
+        task_scores.check_measures_bleu(trained)
     total = 1 + len(args.radii) * (args.draws if args.corruption == "random" else 1)
     with explaining(checkpoint, args.data):
         points = progress(_points(args, trained, loss), total, "corruption", name)
@@ -176,7 +172,7 @@ def _measure(
 def _points(
     args: argparse.Namespace, trained: TrainedModel, loss: DatasetLoss
 ) -> Iterator[_Measured]:
-    from fairseq_sam.task_scores import task_scores
+    from fairseq_sam.evaluation.task_scores import task_scores
 
     yield 0.0, 0.0, task_scores(trained, loss.criterion, loss.samples)
     for radius in args.radii:

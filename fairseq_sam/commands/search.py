@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional
 
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import check_can_plot, plot_file
-from fairseq_sam.commands.plugins import require_fairseq
+from fairseq_sam.commands.refusals import CommandError, require_fairseq
 from fairseq_sam.commands.user_dir import package_dir
 from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds, shares
 
 if TYPE_CHECKING:
-    from fairseq_sam.experiments.search.conduct import Plan
+    from fairseq_sam.experiments.search.course import Plan
     from fairseq_sam.experiments.search.summary import Summary
     from fairseq_sam.experiments.search.training_command import TrainingCommand
 
@@ -114,9 +113,9 @@ def run(args: argparse.Namespace) -> int:
     command = _training_command(args)
     _check_arguments(args)
     require_fairseq()
-    from fairseq_sam.experiments.errors import ExperimentError, MisuseError
+    from fairseq_sam.experiments.errors import MisuseError
     from fairseq_sam.experiments.processes import termination_interrupts
-    from fairseq_sam.experiments.search.conduct import check_before, conduct
+    from fairseq_sam.experiments.search.course import check_before, conduct
 
     try:
         check_before(_plan(args), command)
@@ -128,8 +127,6 @@ def run(args: argparse.Namespace) -> int:
         with termination_interrupts():
             summary = conduct(_plan(args), command, _slots(args, command), _tell)
             _show(args, summary)
-    except ExperimentError as error:
-        raise CommandError(str(error)) from error
     except OSError as error:
         raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
     except KeyboardInterrupt:
@@ -182,7 +179,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> Plan:
-    from fairseq_sam.experiments.search.conduct import Plan
+    from fairseq_sam.experiments.search.course import Plan
     from fairseq_sam.experiments.search.trials import StopRule
 
     return Plan(
@@ -199,7 +196,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _slots(args: argparse.Namespace, command: TrainingCommand) -> List[Optional[str]]:
-    from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
+    from fairseq_sam.experiments.processes import gpu_slots, visible_gpus
 
     gpus = [] if command.on_cpu else visible_gpus()
     if gpus and args.gpus_per_run > len(gpus):
@@ -213,7 +210,7 @@ def _tell(line: str) -> None:
 
 def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
     """Prints what would be trained first: the baseline and the middle of the range."""
-    from fairseq_sam.experiments.search.conduct import first_commands
+    from fairseq_sam.experiments.search.course import first_commands
 
     for arguments in first_commands(_plan(args), command):
         print(shlex.join(["fairseq-train", *arguments]))
@@ -221,9 +218,9 @@ def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
 
 
 def _show(args: argparse.Namespace, summary: Summary) -> None:
-    from fairseq_sam.experiments.search.plot import write_plot
+    from fairseq_sam.experiments.search.radius_plot import write_plot
     from fairseq_sam.experiments.search.summary import as_json, markdown
-    from fairseq_sam.files import write_json, write_text
+    from fairseq_sam.files.writing import write_json, write_text
 
     table = markdown(summary)
     print(table, end="")

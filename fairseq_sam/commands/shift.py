@@ -12,9 +12,9 @@ from fairseq_sam.commands.checkpoint_data import (
     check_output_arguments,
     write_figures,
 )
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
+from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, positive, seed, whole_number
 
 if TYPE_CHECKING:
@@ -128,8 +128,6 @@ def _read(args: argparse.Namespace) -> Digits:
             found = digits.read_mnist(args.data)
         else:
             found = digits.sklearn_digits(seed=args.seed)
-    except digits.DataError as error:
-        raise CommandError(str(error)) from error
     except ImportError as error:
         raise CommandError(
             f"without --data it needs scikit-learn ({error}): pip install scikit-learn"

@@ -11,10 +11,10 @@ from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_input_arguments,
     check_output_arguments,
+    checkpoint_names,
     load_plugins,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
 from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.spectrum_measurement import CheckpointSpectrum, measure_spectrum
 from fairseq_sam.flags.number_types import count, num_draws, positive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Optional
 
@@ -11,8 +12,8 @@ from fairseq_sam.commands.checkpoint_data import (
     load_dataset_loss,
     load_single_sentences,
 )
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.progress import counting
+from fairseq_sam.commands.refusals import CommandError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +45,9 @@ def measure_spectrum(args: argparse.Namespace, checkpoint: str, name: str) -> Ch
         name: what the progress bar calls it.
 
     Raises:
-        CommandError: something is missing, damaged, does not fit, or does not converge.
+        FairseqSamError: something is missing, damaged, does not fit, or does not converge.
     """
-    from fairseq_sam.analysis.spectrum import NotConverged
+    from fairseq_sam.analysis.eigenvalues import NotConverged
 
     measure = _measure_hessian if args.matrix == "hessian" else _measure_fisher
     try:
@@ -69,7 +70,6 @@ def _measure_hessian(args: argparse.Namespace, checkpoint: str, name: str) -> Ch
         loss_and_sample_size,
         memory_needed,
     )
-    from fairseq_sam.analysis.memory import free_memory
 
     _, dataset = load_dataset_loss(args, checkpoint, _KEEP_ACTIVATIONS)
     size, memory = num_weights(dataset.weights), free_memory()
@@ -95,7 +95,6 @@ def _measure_fisher(args: argparse.Namespace, checkpoint: str, name: str) -> Che
     from fairseq_sam.analysis import fisher, measured_spectrum
     from fairseq_sam.analysis.curvature import num_weights, vector_type
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.analysis.memory import free_memory
 
     drawn = args.matrix == "fisher"
     loaded = load_single_sentences(args, checkpoint, _KEEP_ACTIVATIONS)
@@ -168,3 +167,18 @@ def _warn_of_memory(needed: int, free: Optional[int]) -> None:
 
 def _num_sentences(sample: Dict[str, Any]) -> int:
     return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+
+
+def free_memory() -> Optional[int]:
+    """Returns the bytes that could be had without swapping, None where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, OSError, ValueError):
+        return None

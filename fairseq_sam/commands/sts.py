@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Tuple
 from fairseq_sam.commands.checkpoint_data import (
     add_output_arguments,
     check_output_arguments,
+    checkpoint_names,
     write_figures,
 )
-from fairseq_sam.commands.checkpoint_names import checkpoint_names
-from fairseq_sam.commands.errors import CommandError
 from fairseq_sam.commands.plotting import explaining_plots
-from fairseq_sam.commands.plugins import load_fairseq
 from fairseq_sam.commands.progress import counting
 from fairseq_sam.commands.quiet import only_warnings
+from fairseq_sam.commands.refusals import CommandError, load_fairseq
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset
-    from fairseq_sam.sentence_embedding import SentenceEmbedder
+    from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
 
 _EPILOG = """\
 examples:
@@ -77,16 +76,11 @@ def run(args: argparse.Namespace) -> int:
     import scipy  # noqa: F401
 
     load_fairseq()
-    from fairseq_sam.analysis.sts import DataError, read_sets
-    from fairseq_sam.conversion.errors import ConversionError
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.analysis.sts import read_sets
 
-    try:
-        sets, missing = read_sets(args.folder, args.dev)
-        names = checkpoint_names([str(path) for path in args.checkpoints])
-        found = [_evaluate(args, sets, *each) for each in zip(args.checkpoints, names)]
-    except (DataError, LoadError, ConversionError) as error:
-        raise CommandError(str(error)) from error
+    sets, missing = read_sets(args.folder, args.dev)
+    names = checkpoint_names([str(path) for path in args.checkpoints])
+    found = [_evaluate(args, sets, *each) for each in zip(args.checkpoints, names)]
     for line in missing:
         print(line, file=sys.stderr)
     for each in found:
@@ -110,8 +104,8 @@ def _embedder(args: argparse.Namespace, checkpoint: Path) -> Tuple[SentenceEmbed
     """Returns the model as a function of sentences, and its pooling."""
     import torch
 
-    from fairseq_sam.sentence_embedding import SentenceEmbedder
-    from fairseq_sam.trained_model import load_trained_model
+    from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
+    from fairseq_sam.evaluation.trained_model import load_trained_model
 
     data = str(checkpoint.parent) if args.data is None else args.data
     if args.data is None and not os.path.isfile(os.path.join(data, "dict.txt")):
@@ -125,7 +119,7 @@ def _embedder(args: argparse.Namespace, checkpoint: Path) -> Tuple[SentenceEmbed
 
 
 def _tokenizer(args: argparse.Namespace, checkpoint: Path, data: str) -> Callable[[str], List[str]]:
-    from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
+    from fairseq_sam.checkpoints.conversion.tokenizer import FILE_NAME, load_tokenizer
 
     if args.tokenizer == "none":
         return str.split

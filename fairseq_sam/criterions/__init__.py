@@ -9,12 +9,9 @@ too. ``regularisers`` puts FreeLB, R-Drop, R3F and SMART on top of the first thr
 """
 
 from fairseq_sam.criterions import (  # noqa: F401  (importing registers)
-    cross_entropy,
-    label_smoothed_cross_entropy,
-    masked_lm,
     mirror_bert,
     regularisers,
-    sentence_prediction,
+    stand_ins,
 )
 from fairseq_sam.criterions.per_sentence import PerSentenceCriterion, PerSentenceLosses
 from fairseq_sam.criterions.registration import per_sentence_name_of, register_per_sentence

@@ -4,8 +4,10 @@ from typing import Any, Optional
 
 from torch import Tensor
 
+from fairseq_sam import FairseqSamError
 
-class ModelAnswered(Exception):
+
+class ModelAnswered(FairseqSamError):
     """Ends a criterion's forward pass as soon as the model has put something out."""
 
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 from typing import List, Optional, Sequence
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import shell_lines
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import (
-    ExperimentError,
     MisuseError,
     OtherSettingsError,
 )
@@ -22,11 +22,16 @@ from fairseq_sam.experiments.experiment import ROOT, Experiment
 from fairseq_sam.experiments.jobs import Job, Runner
 from fairseq_sam.experiments.option_types import without
 from fairseq_sam.experiments.options import ARRAY, STAGES, parse
-from fairseq_sam.experiments.processes import duration, termination_interrupts
+from fairseq_sam.experiments.processes import (
+    duration,
+    gpu_slots,
+    termination_interrupts,
+    visible_gpus,
+)
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.experiments.slots import gpu_slots, visible_gpus
 from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
-from fairseq_sam.files import read_text, write_text
+from fairseq_sam.files.reading import read_text
+from fairseq_sam.files.writing import write_text
 
 _WAIT_SECONDS = 2.0
 
@@ -56,7 +61,7 @@ def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
     except (MisuseError, OtherSettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except ExperimentError as error:
+    except FairseqSamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:

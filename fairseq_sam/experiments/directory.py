@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from fairseq_sam.experiments.errors import BusyError, OtherSettingsError
-from fairseq_sam.files import read_json, write_json
+from fairseq_sam.files.reading import read_json
+from fairseq_sam.files.writing import write_json
 
 SETTINGS_NAME = "settings.json"
 

@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Callable
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import Download
 
 _PIECE = 1 << 20
@@ -19,7 +20,7 @@ _SECONDS = 20
 _NO_MORE = 416  # the part has all of it, or more
 
 
-class DownloadError(Exception):
+class DownloadError(FairseqSamError):
     """A file that could not be had; the text says where to put it by hand."""
 
 

@@ -1,7 +1,9 @@
 """What can go wrong with experiments; every text is one line."""
 
+from fairseq_sam import FairseqSamError
 
-class ExperimentError(Exception):
+
+class ExperimentError(FairseqSamError):
     """Work that cannot go on."""
 
 
@@ -17,5 +19,5 @@ class JobError(ExperimentError):
     """A job that failed."""
 
 
-class MisuseError(ValueError):
+class MisuseError(FairseqSamError, ValueError):
     """A command line that cannot be worked with; names the flag."""

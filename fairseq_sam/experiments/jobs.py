@@ -17,12 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import Command, Step, shell_line
-from fairseq_sam.experiments.downloads import DownloadError, download
-from fairseq_sam.experiments.errors import ExperimentError, JobError
+from fairseq_sam.experiments.downloads import download
+from fairseq_sam.experiments.errors import JobError
 from fairseq_sam.experiments.log_lines import last_lines
 from fairseq_sam.experiments.processes import Progress, cores, end_group
-from fairseq_sam.files import write_json
+from fairseq_sam.files.writing import write_json
 
 POLL_SECONDS = 0.5
 
@@ -142,7 +143,7 @@ class Runner:
     ) -> None:
         try:
             records[job.name] = future.result()
-        except (ExperimentError, DownloadError, OSError) as error:
+        except (FairseqSamError, OSError) as error:
             failed.append((job, str(error)))
             self.tell(f"{job.title}: failed: {error}")
             if not self.keep_going:

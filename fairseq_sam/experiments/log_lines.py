@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Callable, Dict, List
 
-from fairseq_sam.files import open_regular
+from fairseq_sam.files.reading import open_regular
 from fairseq_sam.reporting.train_log import parse_line
 
 _TAIL_BYTES = 1 << 20

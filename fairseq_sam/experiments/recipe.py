@@ -25,7 +25,7 @@ from typing import (
 
 from fairseq_sam.experiments.command_lines import Command, Download, Step, commands, words
 from fairseq_sam.experiments.errors import ExperimentError, MisuseError
-from fairseq_sam.reporting.published import Published
+from fairseq_sam.reporting.scores import Published
 
 if TYPE_CHECKING:
     from fairseq_sam.experiments.experiment import Experiment

@@ -42,7 +42,7 @@ def goes_on(
 def fault_of(checkpoint: Path) -> Optional[str]:
     """Returns why a training cannot go on from a checkpoint, None if it can."""
     from fairseq_sam import host
-    from fairseq_sam.checkpoint_files import CheckpointError, read_checkpoint
+    from fairseq_sam.checkpoints.checkpoint_files import CheckpointError, read_checkpoint
 
     host.repair()  # torch's safe loader then knows fairseq's types
     try:

@@ -20,19 +20,19 @@ import logging
 from typing import Tuple
 
 from . import (
-    checkpoints,
+    checkpoint_loading,
     command_line,
     components,
     data,
     diagnosis,
     distributed,
-    evaluation,
+    eval_lm,
     fairseq_modules,
     finished_runs,
     generation,
     literals,
-    moving_average,
     numpy_names,
+    store_ema,
 )
 from .fairseq_modules import ModuleRepair
 from .patching import Repair
@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
     *numpy_names.MODULE_REPAIRS,
     *literals.MODULE_REPAIRS,
-    *checkpoints.MODULE_REPAIRS,
+    *checkpoint_loading.MODULE_REPAIRS,
     *finished_runs.MODULE_REPAIRS,
 )
 """Repairs of each module that needs them."""
@@ -52,11 +52,11 @@ MODULE_REPAIRS: Tuple[ModuleRepair, ...] = (
 REPAIRS: Tuple[Repair, ...] = (
     *command_line.REPAIRS,
     *data.REPAIRS,
-    *checkpoints.REPAIRS,
+    *checkpoint_loading.REPAIRS,
     *components.REPAIRS,
-    *evaluation.REPAIRS,
+    *eval_lm.REPAIRS,
     *generation.REPAIRS,
-    *moving_average.REPAIRS,
+    *store_ema.REPAIRS,
     *distributed.REPAIRS,
     *diagnosis.REPAIRS,
     *(candidate.of_loaded_modules() for candidate in MODULE_REPAIRS),

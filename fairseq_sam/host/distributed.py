@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import torch
 from torch import nn
 
-from fairseq_sam.checkpoint_files import load_safely
+from fairseq_sam.checkpoints.checkpoint_files import load_safely
 
 from .fairseq_modules import ModuleView
 from .patching import Repair, uses_name

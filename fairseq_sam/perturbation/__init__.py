@@ -2,13 +2,14 @@
 
 A method is a choice of independent parts (:mod:`~fairseq_sam.perturbation.settings`). Where it is
 computed: T, its groups, the step and the projection in ``ascent``; the weights' way to w + a and
-back in ``weights``; what the passes of a step share in ``replay`` and ``held_state``; δ-SAM's
-weights in ``sentence_weights``; the passes of a step in ``step``; what a user calls in ``risk``.
+back in ``weights``; what a pass may change in ``replay``; the passes of a step in ``step``; what a
+user calls in ``risk``. Only for some methods: δ-SAM's weights in ``sentence_weights``, other
+directions in ``direction``, the functional risk in ``outputs``.
 """
 
-from fairseq_sam.perturbation.passes import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.risk import SharpnessAwareLoss
 from fairseq_sam.perturbation.settings import METHODS, PerturbationSettings, method_settings
+from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 __all__ = [

@@ -34,7 +34,7 @@ the model.
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterable, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -63,12 +63,15 @@ class Scale:
         uses_weights: whether it needs ‖w_i‖ (which costs a pass over the weights).
         divides_by_gradient: whether ‖g_i‖ stands below the line, which needs a floor.
         source: where it comes from.
+        uses_second_moments: whether the formula's first argument is √v̂ + δ of each weight, 0 where
+            nothing is remembered, in place of ‖w_i‖.
     """
 
     formula: Formula
     uses_weights: bool
     divides_by_gradient: bool
     source: str
+    uses_second_moments: bool = False
 
 
 SCALES: Dict[str, Scale] = {
@@ -80,8 +83,45 @@ SCALES: Dict[str, Scale] = {
     ),
     "inverse-gradient": Scale(lambda w, g, size, n: 1 / g, False, True, "GA-SAM Table 2"),
     "weight-strength": Scale(lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"),
+    "adam": Scale(
+        lambda d, g, size, n: torch.where(d > 0, d, g).rsqrt(), False, False, "ours", True
+    ),
 }
-"""One line a scale: a formula in ‖w_i‖, ‖g_i‖, n_i and the number n of all perturbed weights."""
+"""One line a scale: a formula in ‖w_i‖, ‖g_i‖, n_i and the number n of all perturbed weights.
+
+``adam`` is T² = 1/(√v̂ + δ), v̂ and δ being the base optimizer's, weight by weight. Where nothing is
+remembered, as of a word that comes for the first time, |g| stands in for √v̂ + δ: then, for p = 2,
+the step is a sign step. Before the first update T is 1. The preconditioned SAM of Singh et al. 2025
+is of this kind; whether it is the same we could not find out.
+"""
+
+MEMORYLESS = {name: scale for name, scale in SCALES.items() if not scale.uses_second_moments}
+"""The scales that follow from weights and gradients alone."""
+
+
+class SecondMoment(NamedTuple):
+    """What a base optimizer remembers of a weight's squared gradients, of the mean loss.
+
+    Attributes:
+        value: v, shaped like the weight; of Adafactor the means of its rows.
+        columns: of Adafactor the means of the columns; then v = rows ⊗ columns / mean(rows).
+        correction: v̂ = correction · v.
+        delta: δ.
+    """
+
+    value: Tensor
+    columns: Optional[Tensor] = None
+    correction: Union[float, Tensor] = 1.0
+    delta: float = 1e-8
+
+    def denominator(self) -> Tensor:
+        """Returns √v̂ + δ, 0 where v is, in float32 at least."""
+        v = at_least_float32(self.value) * self.correction
+        if self.columns is not None:
+            shares = v / v.mean(-1, keepdim=True)
+            v = shares.unsqueeze(-1) * at_least_float32(self.columns).unsqueeze(-2)
+            v = torch.where(torch.isfinite(v), v, torch.zeros_like(v))
+        return torch.where(v > 0, v.sqrt() + self.delta, torch.zeros_like(v))
 
 
 class Computed(Sequence[Tensor]):

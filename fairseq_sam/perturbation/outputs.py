@@ -16,11 +16,12 @@ from typing import Any, Iterator, List, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.perturbation.foreach import at_least_float32
 from fairseq_sam.perturbation.replay import autocast_off, mapped
 
 
-class OutputsBypassed(RuntimeError):
+class OutputsBypassed(FairseqSamError, RuntimeError):
     """The loss depends on the weights past the model's outputs."""
 
 

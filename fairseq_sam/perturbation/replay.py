@@ -6,6 +6,7 @@ wrote) must not be what the next pass begins with, and after the step must be wh
 w would have left. :class:`Replay` notes it, and puts it back (docs/how_it_works.md, "The replay").
 """
 
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -22,7 +23,6 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from fairseq_sam.perturbation import foreach
-from fairseq_sam.perturbation.held_state import HeldState
 
 
 class Replay:
@@ -46,7 +46,7 @@ class Replay:
         self._holders = _with_submodules(called)
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        known = [*_weights_that_hooks_write(self._holders), *written]
+        known = [*_weights_that_passes_write(self._holders), *written]
         self._written = list({id(weight): weight for weight in known}.values())
         self._start = HeldState(self._holders)
         self._began = False
@@ -127,6 +127,174 @@ class Replay:
             self._end_random.restore()
         with torch.no_grad():
             foreach.copy_(self._written[: len(self._end_weights)], self._end_weights)
+
+
+class HeldState:
+    """What some objects hold.
+
+    Args:
+        holders: modules, without their submodules, and other objects.
+    """
+
+    def __init__(self, holders: List[Any]) -> None:
+        self._plain = [
+            (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
+            for names in (vars(h) for h in holders if not isinstance(h, nn.Module))
+        ]
+        modules = [h for h in holders if isinstance(h, nn.Module) and not _is_scripted(h)]
+        dictionaries = [module.__dict__ for module in modules] + [m._buffers for m in modules]
+        self._names = [(names, dict(names)) for names in dictionaries]
+        self._kept: List[Callable[[], None]] = []
+        tensors: Dict[int, Tensor] = {}
+        seen = set()
+        for _, saved in self._names:
+            for name in saved.keys() - _OF_EVERY_MODULE:
+                value = saved[name]
+                if isinstance(value, Tensor):
+                    tensors[id(value)] = value
+                elif type(value) in _KEEPERS and id(value) not in seen:
+                    seen.add(id(value))
+                    self._kept.append(_KEEPERS[type(value)](value))
+        self._kept += [_keep_scripted_buffers(h) for h in holders if _is_scripted(h)]
+        self._values = [(t, t.detach().clone()) for t in tensors.values() if _can_be_kept(t)]
+
+    @contextlib.contextmanager
+    def taking_over(self) -> Iterator[None]:
+        """Context of what becomes part of the state: what is set by name, and changes of tensors.
+
+        (What it does to lists and generators does not.)
+        """
+        names_before = [dict(names) for names, _ in self._names]
+        before = [tensor.detach().clone() for tensor, _ in self._values]
+        yield
+        for (names, saved), old in zip(self._names, names_before):
+            for name, value in names.items():
+                if name not in old or old[name] is not value:
+                    saved[name] = value
+        for (tensor, value), earlier in zip(self._values, before):
+            if tensor.shape == value.shape == earlier.shape:
+                now = tensor.detach()
+                value.copy_(torch.where(now == earlier, value, now))
+
+    def restore(self) -> None:
+        """Puts everything back, past autograd, which has noted the buffers."""
+        for names, saved in self._names:
+            names.update(saved)
+            if len(names) > len(saved):
+                for name in names.keys() - saved.keys():
+                    del names[name]
+        for names, saved in self._plain:
+            for name, value in [each for each in names.items() if type(each[1]) in _PLAIN]:
+                if name not in saved:
+                    del names[name]
+                elif value is not saved[name]:
+                    names[name] = saved[name]
+        for put_back in self._kept:
+            put_back()
+        alike = [each for each in self._values if each[0].shape == each[1].shape]
+        with torch.no_grad():
+            foreach.copy_([tensor.data for tensor, _ in alike], [value for _, value in alike])
+        for tensor, value in self._values:
+            if tensor.shape != value.shape:
+                tensor.data = value.clone()
+
+
+_PLAIN = (int, float, bool, str, type(None))
+"""Of objects that are no modules, a task, only such values are put back: other threads use it."""
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _is_scripted(holder: Any) -> bool:
+    return isinstance(holder, torch.jit.ScriptModule)
+
+
+def _can_be_kept(tensor: Tensor) -> bool:
+    """Not what has no values yet, what is part of a graph, and what is one value expanded."""
+    if is_lazy(tensor) or tensor.grad_fn is not None:
+        return False
+    return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
+
+
+def _keep_scripted_buffers(module: Any) -> Callable[[], None]:
+    saved = {name: b.detach().clone() for name, b in module.named_buffers(recurse=False)}
+
+    def put_back() -> None:
+        for name, value in saved.items():
+            getattr(module, name).data.copy_(value)
+
+    return put_back
+
+
+def _keep_list(values: Any) -> Callable[[], None]:
+    saved = list(values)
+
+    def put_back() -> None:
+        if len(values) != len(saved) or any(a is not b for a, b in zip(values, saved)):
+            values.clear()
+            values.extend(saved)
+
+    return put_back
+
+
+def _keep_dictionary(values: Any) -> Callable[[], None]:
+    saved = dict(values)
+
+    def put_back() -> None:
+        values.update(saved)
+        for key in values.keys() - saved.keys():
+            del values[key]
+
+    return put_back
+
+
+def _keep_set(values: Any) -> Callable[[], None]:
+    saved = set(values)
+
+    def put_back() -> None:
+        values.difference_update(values - saved)
+        values.update(saved)
+
+    return put_back
+
+
+def _keep_generator(generator: Any) -> Callable[[], None]:
+    state = generator.get_state()
+
+    def put_back() -> None:
+        generator.set_state(state)
+
+    return put_back
+
+
+def _keep_numpy_generator(generator: Any) -> Callable[[], None]:
+    state = generator.bit_generator.state
+
+    def put_back() -> None:
+        generator.bit_generator.state = state
+
+    return put_back
+
+
+def _keep_python_generator(generator: Any) -> Callable[[], None]:
+    state = generator.getstate()
+    return lambda: generator.setstate(state)
+
+
+_KEEPERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
+    list: _keep_list,
+    collections.deque: _keep_list,
+    dict: _keep_dictionary,
+    collections.OrderedDict: _keep_dictionary,
+    collections.defaultdict: _keep_dictionary,
+    collections.Counter: _keep_dictionary,
+    set: _keep_set,
+    torch.Generator: _keep_generator,
+    np.random.Generator: _keep_numpy_generator,
+    np.random.RandomState: _keep_generator,
+    random.Random: _keep_python_generator,
+}
+"""How to keep what a module holds and a pass changes in place; by type."""
 
 
 class RandomState:
@@ -288,14 +456,19 @@ def submodules(module: nn.Module) -> List[nn.Module]:
     return list(found.values())
 
 
-def _weights_that_hooks_write(holders: Iterable[Any]) -> List[Tensor]:
+def _weights_that_passes_write(holders: Iterable[Any]) -> List[Tensor]:
     """Returns the weights of modules that have a hook before their forward pass.
 
-    torch's own two, of weight and spectral norm, only write attributes.
+    torch's own two, of weight and spectral norm, only write attributes. And those of lookups that
+    shorten the rows that are too long (``max_norm``), which some passes do and some do not.
     """
     found: List[Tensor] = []
     for module in holders:
         hooks = getattr(module, "_forward_pre_hooks", None)
-        if hooks and any(not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()):
+        writes = hooks and any(
+            not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()
+        )
+        is_lookup = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        if writes or (is_lookup and module.max_norm is not None):
             found += [weight for weight in module.parameters(recurse=False) if not is_lazy(weight)]
     return found

@@ -24,17 +24,18 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 import torch
 from torch import Tensor, nn
 
-from fairseq_sam.perturbation.foreach import Gradients
-from fairseq_sam.perturbation.passes import ForwardPass, Outcome, Pass
+from fairseq_sam.perturbation.ascent import SecondMoment
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
-from fairseq_sam.perturbation.step import RepeatedStep
+from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
 try:
     from torch.func import functional_call
 except ImportError:  # torch 1.13
     from torch.nn.utils.stateless import functional_call  # type: ignore[assignment]
+
+SecondMoments = Sequence[Optional[SecondMoment]]
 
 
 class SharpnessAwareLoss:
@@ -94,6 +95,7 @@ class SharpnessAwareLoss:
         part: Optional[Callable[[], ForwardPass]] = None,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
+        second_moments: Optional[SecondMoments] = None,
     ) -> Outcome:
         """Adds the gradient of the sharpness-aware risk to ``p.grad``.
 
@@ -113,6 +115,8 @@ class SharpnessAwareLoss:
                 without; needed by the direction ``momentum``, and not changed.
             update_size: how many mini-batches are accumulated for an update, of which
                 ``ascent_share`` have an ascent. The first is the one that finds no gradients.
+            second_moments: of the base optimizer, one for each of ``trained`` or None for those
+                without; needed by the scale ``adam``, and not changed.
 
         Returns:
             The outcome. The weights are at w again.
@@ -129,7 +133,12 @@ class SharpnessAwareLoss:
         if self.settings.ascent_fraction < 1 and part is None:
             raise ValueError("ascent_fraction is below 1: it needs the part of the batch")
         return self._backward(
-            forward, scale, scale_loss, no_sync, per_sentence, probe, part, momentum, update_size
+            forward,
+            *(scale, scale_loss, no_sync),
+            *(per_sentence, probe, part),
+            momentum=momentum,
+            update_size=update_size,
+            second_moments=second_moments,
         )
 
     def backward_each(
@@ -138,6 +147,7 @@ class SharpnessAwareLoss:
         scale: float = 1.0,
         scale_loss: Callable[[Tensor], Tensor] = lambda loss: loss,
         no_sync: Callable[[], ContextManager[Any]] = contextlib.nullcontext,
+        second_moments: Optional[SecondMoments] = None,
     ) -> List[Outcome]:
         """As :meth:`backward`, for several forward passes with a perturbation each.
 
@@ -146,7 +156,8 @@ class SharpnessAwareLoss:
         outcomes = []
         for number, forward in enumerate(forwards, 1):
             with contextlib.nullcontext() if number == len(forwards) else no_sync():
-                outcomes.append(self._backward(forward, scale, scale_loss, no_sync))
+                how: Dict[str, Any] = {"second_moments": second_moments}
+                outcomes.append(self._backward(forward, scale, scale_loss, no_sync, **how))
         return outcomes
 
     def _backward(
@@ -158,8 +169,7 @@ class SharpnessAwareLoss:
         per_sentence: Optional[Callable[[], ForwardPass]] = None,
         probe: Optional[Callable[[], Tensor]] = None,
         part: Optional[Callable[[], ForwardPass]] = None,
-        momentum: Optional[Sequence[Optional[Tensor]]] = None,
-        update_size: int = 1,
+        **rest: Any,
     ) -> Outcome:
         def step(this: Pass) -> ForwardPass:
             if this.probes and probe is not None:
@@ -177,14 +187,7 @@ class SharpnessAwareLoss:
                 with autocast_off(loss.device):
                     scaled.backward()
 
-        return self.run(
-            step,
-            backward,
-            lambda loss: scale_loss(loss * scale),
-            no_sync,
-            momentum=momentum,
-            update_size=update_size,
-        )
+        return self.run(step, backward, lambda loss: scale_loss(loss * scale), no_sync, **rest)
 
     def run(
         self,
@@ -196,6 +199,7 @@ class SharpnessAwareLoss:
         reach: float = 1.0,
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
+        second_moments: Optional[SecondMoments] = None,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -209,6 +213,7 @@ class SharpnessAwareLoss:
             reach: multiplies the radius.
             momentum: as of :meth:`backward`.
             update_size: as of :meth:`backward`.
+            second_moments: as of :meth:`backward`.
 
         Returns:
             The outcome. The weights are at w again.
@@ -223,13 +228,18 @@ class SharpnessAwareLoss:
         starts = all(weight.grad is None for weight in self.trained)
         self._position = 0 if starts else self._position + 1
         num_ascents = self._num_ascents(update_size)
+        if self.settings.needs_second_moments:
+            moments = self._aligned("scale is adam", "second moments", second_moments)
+            self.weights.second_moments = [moments[i] for i in self.chosen]
         under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
         try:
             if num_ascents is not None and self._position >= num_ascents:
                 self.weights.go_back()
                 return under_way.train()
             if not self.settings.needs_pass:
-                under_way.follow_momentum(self._aligned(momentum))
+                under_way.follow_momentum(
+                    self._aligned("direction is momentum", "momentum", momentum)
+                )
                 return under_way.train()
             if self.settings.risk == "functional" and self.settings.ascent_fraction < 1:
                 under_way.look()
@@ -242,6 +252,7 @@ class SharpnessAwareLoss:
             return under_way.train()
         finally:
             self.weights.restore()
+            self.weights.second_moments = ()
             under_way.finish()
             if num_ascents is not None and self._position == update_size - 1:
                 self.weights.forget()
@@ -252,10 +263,10 @@ class SharpnessAwareLoss:
             return None
         return math.ceil(self.settings.ascent_share * update_size - 1e-9)
 
-    def _aligned(self, momentum: Optional[Sequence[Optional[Tensor]]]) -> Gradients:
-        if momentum is None or len(momentum) != len(self.trained):
-            raise ValueError("direction is momentum: it needs the momentum of each trained weight")
-        return list(momentum)
+    def _aligned(self, why: str, what: str, values: Optional[Sequence[Any]]) -> List[Any]:
+        if values is None or len(values) != len(self.trained):
+            raise ValueError(f"{why}: it needs the {what} of each trained weight")
+        return list(values)
 
     def call_unperturbed(self, module: nn.Module, **inputs: Any) -> Any:
         """Calls a module at w from within a pass, wherever the weights are at the time.

@@ -119,6 +119,16 @@ class PerturbationSettings:
                 )
         else:
             _check_choice("granularity", self.granularity, GRANULARITIES)
+            if self.needs_second_moments and self.granularity != "element":
+                raise ValueError(
+                    f"granularity is {self.granularity}: it must be element with the scale "
+                    f"{self.scale}, which is another for each weight"
+                )
+            if self.needs_second_moments and self.loss_reduction != "mean":
+                raise ValueError(
+                    f"loss_reduction is {self.loss_reduction}: it must be mean with the scale "
+                    f"{self.scale}, for the base optimizer remembers gradients of the mean loss"
+                )
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -165,6 +175,11 @@ class PerturbationSettings:
     def needs_pass(self) -> bool:
         """Whether a pass at w comes before the one that is trained on."""
         return DIRECTIONS[self.direction].needs_pass
+
+    @property
+    def needs_second_moments(self) -> bool:
+        """Whether T follows from what the base optimizer remembers of the squared gradients."""
+        return SCALES[self.scale].uses_second_moments
 
     @property
     def needs_sentences(self) -> bool:
@@ -235,5 +250,6 @@ def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
     scale = given.get("scale", preset.scale)
     if "granularity" not in given:
         # A scale of its own brings or drops the need for groups.
-        given["granularity"] = None if scale == "none" else (preset.granularity or "layer")
+        usual = "element" if scale == "adam" else (preset.granularity or "layer")
+        given["granularity"] = None if scale == "none" else usual
     return replace(preset, **given)

@@ -15,8 +15,10 @@ from fairseq_sam.perturbation import ascent, foreach
 from fairseq_sam.perturbation.ascent import (
     SCALES,
     Blocks,
+    Computed,
     Groups,
     Radius,
+    SecondMoment,
     fitting,
     scale_of_groups,
     total_norm,
@@ -48,6 +50,8 @@ class PerturbedWeights:
         realised: ⟨r, a⟩/⟨a, a⟩ over the half-precision weights, r being what the last step changed
             in them.
         low_precision: whether there are half-precision weights.
+        second_moments: of each weight, or None where there is none yet; empty where there are none
+            at all. Only the scale ``adam`` looks at them.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class PerturbedWeights:
         self.realised: Tensor
         self._rho: Radius = 0.0
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
+        self.second_moments: Sequence[Optional[SecondMoment]] = ()
         self._layers = layers
         self._direction = Direction(
             settings.direction, settings.smoothing, settings.friendly, settings.granularity
@@ -330,13 +335,27 @@ class PerturbedWeights:
         if scale.divides_by_gradient:
             each = norms[0] if groups.granularity == "layer" else foreach.norms(gradients)
             noise = groups.from_tensors(self._noise(each, dtype) / divisor)
-        weight_norms = (
-            groups.norms([self.weights[i] for i in self._moving]) if scale.uses_weights else norms
-        )
+        weight_norms = norms
+        if scale.uses_weights:
+            weight_norms = groups.norms([self.weights[i] for i in self._moving])
+        elif scale.uses_second_moments:
+            weight_norms = self._denominators(norms)
         return [
             scale_of_groups(scale, w, g / divisor, size, groups.num_weights, noise)
             for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
         ]
+
+    def _denominators(self, norms: Blocks) -> Blocks:
+        """Returns √v̂ + δ of each moving weight, 0 where v̂ is; 1 before the first update."""
+        moments = [self.second_moments[i] for i in self._moving] if self.second_moments else []
+        if not any(moment is not None for moment in moments):
+            return Computed(len(norms), lambda i: torch.ones_like(norms[i]))
+
+        def denominator(i: int) -> Tensor:
+            moment, like = moments[i], norms[i]
+            return torch.zeros_like(like) if moment is None else moment.denominator().to(like)
+
+        return Computed(len(norms), denominator)
 
     def _noise(self, norms: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the strength at or below which the gradient of a moving tensor is noise.

@@ -10,7 +10,7 @@ import math
 import re
 from typing import Dict, List, NamedTuple, Optional, Sequence
 
-from fairseq_sam.reporting.deviation import mean_of, sample_deviation
+from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.runs import Run, group_runs
 
 LEVEL = 0.05

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence
 
-from fairseq_sam.files import read_lines
-from fairseq_sam.reporting.deviation import mean_of
+from fairseq_sam import FairseqSamError
+from fairseq_sam.files.reading import read_lines
+from fairseq_sam.reporting.numbers import mean_of, printable
 from fairseq_sam.reporting.scores import (
     Remark,
     Score,
@@ -20,7 +21,6 @@ from fairseq_sam.reporting.scores import (
     read_scores,
 )
 from fairseq_sam.reporting.train_log import EpochLog, parse_line, parse_log
-from fairseq_sam.reporting.values import printable
 
 _DESCRIBED = re.compile(
     r"\b(?P<method>\w+): rho (?P<rho>[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,3})?) (?P<parts>\(l.*)$"
@@ -28,7 +28,7 @@ _DESCRIBED = re.compile(
 """What the log says of a sharpness-aware optimizer when it is built."""
 
 
-class RunError(Exception):
+class RunError(FairseqSamError):
     """A directory that holds no run; the text is one line that names it."""
 
 

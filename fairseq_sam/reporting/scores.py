@@ -1,4 +1,4 @@
-"""Reads the scores of translations: sacrebleu's results and ``fairseq-generate``'s last line."""
+"""Scores: those of a run, as sacrebleu or ``fairseq-generate`` wrote them, and a paper's."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
-from fairseq_sam.files import read_json, read_lines
-from fairseq_sam.reporting.values import number, printable
+from fairseq_sam.files.reading import read_json, read_lines
+from fairseq_sam.reporting.numbers import number, printable
 
 Remark = Callable[[str], None]
 """Is called with a line about a file that was passed over; the line names the file and why."""
@@ -16,6 +16,19 @@ Remark = Callable[[str], None]
 _GENERATE = re.compile(r"Generate .*: BLEU4 = ([^,\s]*)")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 TOKENISED_BLEU = "BLEU (tokenised)"
+
+
+@dataclass(frozen=True)
+class Published:
+    """One experiment of a paper, to be shown next to measured ones; the recipes have them.
+
+    Attributes:
+        source: the paper, its table, and what is to be known of the comparison.
+        metrics: metric to {run to value as printed}; the runs in the paper's order.
+    """
+
+    source: str
+    metrics: Dict[str, Dict[str, str]]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
-from fairseq_sam.analysis.shift import Curves, LinearFit
 from fairseq_sam.reporting.print_style import COLOURS, figure_file
+
+if TYPE_CHECKING:
+    from fairseq_sam.analysis.shift import Curves, LinearFit
 
 BLUE, ORANGE, *_, BLACK = COLOURS
 

@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Dict, Iterable, List, Optional, Tuple
 
-from fairseq_sam.files import parse_json
-from fairseq_sam.reporting.values import number_of
+from fairseq_sam.files.reading import parse_json
+from fairseq_sam.reporting.numbers import number_of
 
 _PLAIN = re.compile(r"epoch ([0-9]{1,9})(?: \| valid on '([^']+)' subset)? \| (.*)$")
 _LAST_EPOCH = 10**9 - 1

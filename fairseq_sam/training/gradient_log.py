@@ -15,9 +15,9 @@ import torch
 from fairseq.logging import metrics
 from torch import Tensor
 
-from fairseq_sam.layer_names import layer_of
 from fairseq_sam.perturbation import foreach
 from fairseq_sam.training.metrics import DIGITS
+from fairseq_sam.training.parameters import layer_of
 
 PREFIX = "gnorm_"
 

@@ -7,8 +7,11 @@ one, and the base optimizer knows only these. Here its state is found for the mo
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
+from fairseq.optim.adamax import Adamax
 from fairseq.optim.nag import NAG
 from torch import Tensor
+
+from fairseq_sam.perturbation.ascent import SecondMoment
 
 
 def carrier_of(optimizer: Any) -> Optional[Any]:
@@ -56,6 +59,49 @@ def momentum_of(optimizer: Any, trained: Sequence[Tensor]) -> List[Optional[Tens
             for weight, part in _parts(optimizer, parameter, m):
                 found[id(weight)] = part if factor == 1.0 else part.float() * factor
     return [found.get(id(weight)) for weight in trained]
+
+
+def has_second_moments(base: Any) -> bool:
+    """Returns whether a base optimizer keeps a running mean of the squared gradients."""
+    return all(
+        "decay_rate" in group  # Adafactor
+        or ("betas" in group and not isinstance(inner, (Adamax, torch.optim.Adamax)))
+        for inner in _inner(base)
+        for group in inner.param_groups
+    )
+
+
+def second_moments_of(optimizer: Any, trained: Sequence[Tensor]) -> List[Optional[SecondMoment]]:
+    """Returns v̂ of each weight as it stood after the update before; None where there is none yet.
+
+    Args:
+        optimizer: what fairseq's trainer holds.
+        trained: the model's weights.
+    """
+    found: Dict[int, SecondMoment] = {}
+    for inner in _inner(carrier_of(optimizer)):
+        for group in inner.param_groups:
+            for parameter in group["params"]:
+                state = inner.state.get(parameter, {})
+                rows = state.get("exp_avg_sq_row")
+                v = state.get("exp_avg_sq") if rows is None else rows
+                if v is None:
+                    continue
+                for weight, part in _parts(optimizer, parameter, v):
+                    found[id(weight)] = SecondMoment(
+                        part,
+                        state.get("exp_avg_sq_col"),
+                        _correction(group, state),
+                        group["eps"] if isinstance(group["eps"], float) else 1e-8,
+                    )
+    return [found.get(id(weight)) for weight in trained]
+
+
+def _correction(group: Dict[str, Any], state: Dict[str, Any]) -> Any:
+    """Returns v̂ / v; Adafactor needs none, as its decay grows from 0."""
+    step = state.get("step", group.get("step"))
+    scale = state.get("exp_avg_sq_scale", 1.0)
+    return scale / (1 - group["betas"][1] ** step) if step and "betas" in group else scale
 
 
 def _inner(base: Any) -> Iterator[torch.optim.Optimizer]:

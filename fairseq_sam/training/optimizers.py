@@ -30,7 +30,7 @@ from fairseq_sam.training.flags import (
     warn_if_never_open,
 )
 from fairseq_sam.training.hydra import namespace_from_hydra
-from fairseq_sam.training.optimizer_state import has_momentum
+from fairseq_sam.training.optimizer_state import has_momentum, has_second_moments
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
                 f"error: argument --base-optimizer: {args.base_optimizer} keeps no momentum here, "
                 f"which {config.method} follows: use one that does, such as adam or sgd with "
                 "--momentum"
+            )
+        if config.perturbation.needs_second_moments and not has_second_moments(base):
+            raise SystemExit(
+                f"error: argument --base-optimizer: {args.base_optimizer} keeps no second moments "
+                "here, which --sam-scale adam looks at: use one that does, such as adam or "
+                "adafactor"
             )
         base.sharpness_aware = config
         _insist_on_training_steps(base)

@@ -1,4 +1,4 @@
-"""The parameters of a run: which there are, and which of these are perturbed."""
+"""The parameters of a run: which there are, which are perturbed, and the layer of each."""
 
 import logging
 import re
@@ -16,6 +16,8 @@ _SECOND_COPIES = frozenset(
     for kind in ("weight", "bias")
 )
 """What encoder layers of fairseq 0.12.2 and later hold twice, for faster generation."""
+
+_NUMBERED_LAYER = re.compile(r"^(.*?layers\.\d+)\.")
 
 
 def named_parameters(model: nn.Module, criterion: nn.Module) -> List[Tuple[str, Tensor]]:
@@ -81,3 +83,17 @@ def unwrap(module: nn.Module) -> nn.Module:
     ):
         module = module.module  # type: ignore[assignment]
     return module
+
+
+def layer_of(name: str) -> str:
+    """Returns the layer that a parameter belongs to.
+
+    >>> layer_of("encoder.layers.3.self_attn.k_proj.bias")
+    'encoder.layers.3'
+    >>> layer_of("decoder.embed_tokens.weight")
+    'decoder.embed_tokens'
+    >>> layer_of("scale")
+    'scale'
+    """
+    numbered = _NUMBERED_LAYER.match(name)
+    return numbered.group(1) if numbered else (name.rpartition(".")[0] or name)

@@ -3,6 +3,7 @@
 import math
 from typing import Any, Dict, List, Optional
 
+import torch
 from torch import Tensor
 
 
@@ -18,8 +19,8 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
         padding_idx: the index that pads tokens.
 
     Raises:
-        ValueError: it has alignments, which point into the whole mini-batch, or cannot be told
-            apart into sentences.
+        ValueError: it has alignments, which point into the whole mini-batch, targets that are not
+            of its sentences, or cannot be told apart into sentences.
 
     >>> import torch
     >>> tokens = torch.tensor([[1, 5, 2], [6, 7, 2]])
@@ -70,13 +71,19 @@ def sub_batch(
 
 
 def _count(sample: Dict[str, Any]) -> int:
-    return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
+    numbers = sample.get("id")
+    return (
+        int(sample["nsentences"]) if numbers is None or isinstance(numbers, int) else len(numbers)
+    )
 
 
 def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[str, Any]:
     if "alignments" in sample:
         raise ValueError("the alignments of words (--load-alignments) are of the whole mini-batch")
     count = _count(sample)
+    if rows == list(range(count)):
+        return dict(sample)
+    _refuse_other_targets(sample.get("target"), count)
     part: Dict[str, Any] = _row(sample, rows, count)
     if "nsentences" in part:
         part["nsentences"] = len(rows)
@@ -85,7 +92,7 @@ def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[
         part["ntokens"] = (
             part["ntokens"] * len(rows) / count if counted is None else int(counted[rows].sum())
         )
-    _trim(part, padding_idx)
+    _trim(part, sample, padding_idx)
     return part
 
 
@@ -126,28 +133,60 @@ def _net_input(sample: Dict[str, Any]) -> Dict[str, Any]:
     return sample.get("net_input") or {}
 
 
-def _trim(part: Dict[str, Any], padding_idx: int) -> None:
+def _trim(part: Dict[str, Any], whole: Dict[str, Any], padding_idx: int) -> None:
     """Drops the columns that are padding, in place of the dictionaries but not of the tensors.
 
-    What is shaped like the source is padded where that is. With a decoder, its input and whatever
-    else is shaped like the target is padded where the target is.
+    What has the source's rows and columns is padded where that is: durations, masks. With a
+    decoder, its input and whatever else has the target's is padded where the target is.
     """
-    net_input = _net_input(part)
-    source: Any = net_input.get("src_tokens")
-    previous: Any = net_input.get("prev_output_tokens")
-    target: Any = part.get("target")
-    if not _is_text(source):
-        return
-    of_source = source.ne(padding_idx).any(0)
-    kept = {source.shape: of_source}
-    if _is_text(previous) and _is_text(target) and previous.shape == target.shape:
-        kept[target.shape] = target.ne(padding_idx).any(0)
+    net_input, target = _net_input(part), part.get("target")
+    source, previous = net_input.get("src_tokens"), net_input.get("prev_output_tokens")
+    of_source = _used_columns(part, whole, "src_tokens", padding_idx)
+    of_target = None
+    if isinstance(target, Tensor) and (_is_like(previous, target) or isinstance(previous, list)):
+        of_target = _used_columns(part, whole, "target", padding_idx)
     for holder in (net_input, part):
-        for key, tokens in holder.items():
-            if key == "src_tokens":
-                holder[key] = tokens[:, of_source]
-            elif _is_text(tokens) and tokens.shape in kept:
-                holder[key] = tokens[:, kept[tokens.shape]]
+        for key, value in holder.items():
+            if key != "src_tokens" and of_target is not None and _is_like(value, target):
+                holder[key] = value[:, of_target]
+            elif of_source is not None and _is_like(value, source):
+                holder[key] = value[:, of_source]
+
+
+def _used_columns(
+    part: Dict[str, Any], whole: Dict[str, Any], key: str, padding_idx: int
+) -> Optional[Tensor]:
+    """Returns where rows of a part are not padding: of text by its index, else by the lengths."""
+    is_source = key == "src_tokens"
+    holder, before = (_net_input(part), _net_input(whole)) if is_source else (part, whole)
+    value: Any = holder.get(key)
+    if _is_text(value):
+        used: Tensor = value.ne(padding_idx).any(0)
+        return used
+    lengths = "src_lengths" if is_source else "target_lengths"
+    now: Any = holder.get(lengths)
+    then: Any = before.get(lengths)
+    if not (isinstance(value, Tensor) and isinstance(now, Tensor) and value.dim() > 1):
+        return None
+    width = value.size(1)
+    if int(then.max()) != width:  # they count something else
+        return None
+    return torch.arange(width, device=value.device) < now.max().to(value.device)
+
+
+def _is_like(value: Any, other: Any) -> bool:
+    """Tells whether two tensors have the same rows and columns."""
+    both = isinstance(value, Tensor) and isinstance(other, Tensor)
+    return both and value.dim() > 1 and value.shape[:2] == other.shape[:2]
+
+
+def _refuse_other_targets(target: Any, count: int) -> None:
+    """Refuses targets that are not of the sentences, such as those of all words in one row."""
+    for each in target.values() if isinstance(target, dict) else [target]:
+        if isinstance(each, dict):
+            _refuse_other_targets(each, count)
+        elif isinstance(each, Tensor) and each.dim() > 0 and each.size(0) != count:
+            raise ValueError(f"the mini-batch has {each.size(0)} targets for {count} sentences")
 
 
 def _row(value: Any, rows: List[int], count: int) -> Any:
@@ -155,7 +194,13 @@ def _row(value: Any, rows: List[int], count: int) -> Any:
         return {key: _row(entry, rows, count) for key, entry in value.items()}
     if isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == count:
         return value[rows[0] : rows[0] + 1] if len(rows) == 1 else value[rows]
+    if isinstance(value, list) and value and all(_has_rows(each, count) for each in value):
+        return [_row(each, rows, count) for each in value]  # several targets of each sentence
     if isinstance(value, (list, tuple)) and len(value) == count:
         chosen = [value[row] for row in rows]
         return chosen if isinstance(value, list) else tuple(chosen)
     return value
+
+
+def _has_rows(value: Any, count: int) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1 and value.size(0) == count

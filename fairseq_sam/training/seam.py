@@ -34,12 +34,12 @@ from torch import Tensor, nn
 from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.outputs import OutputsBypassed
-from fairseq_sam.perturbation.passes import BackwardPassedBy
 from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
+from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
-from fairseq_sam.training.optimizer_state import carrier_of, momentum_of
+from fairseq_sam.training.optimizer_state import carrier_of, momentum_of, second_moments_of
 from fairseq_sam.training.optimizers import check_configuration
 from fairseq_sam.training.parameters import identity, named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences, sub_batch
@@ -146,9 +146,11 @@ class Seam:
                 optimizer_backward(loss)
 
         torch_backward = torch.Tensor.backward
-        momentum = None
+        momentum = second_moments = None
         if not sharpness_aware.settings.needs_pass:
             momentum = momentum_of(optimizer, sharpness_aware.trained)
+        if sharpness_aware.settings.needs_second_moments:
+            second_moments = second_moments_of(optimizer, sharpness_aware.trained)
         scaler = getattr(optimizer, "scaler", None)
         try:
             with contextlib.nullcontext() if is_last else step.no_sync(), replaced(
@@ -163,6 +165,7 @@ class Seam:
                     reach=reach,
                     momentum=momentum,
                     update_size=update_size,
+                    second_moments=second_moments,
                 )
         except BackwardPassedBy:
             _stop(
@@ -202,7 +205,12 @@ class Seam:
 
     def _padding_of(self, step: TrainStep) -> int:
         padding_idx = getattr(step.criterion, "padding_idx", None)
-        return int(self._task.source_dictionary.pad() if padding_idx is None else padding_idx)
+        if padding_idx is not None:
+            return int(padding_idx)
+        names = ("source_dictionary", "target_dictionary")
+        dictionaries = [getattr(self._task, name, None) for name in names]
+        found = next((each for each in dictionaries if hasattr(each, "pad")), None)
+        return -1 if found is None else int(found.pad())
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
         key = (config, id(step.model), identity(step.model, step.criterion))

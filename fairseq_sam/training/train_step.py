@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import Pass, SharpnessAwareLoss
-from fairseq_sam.perturbation.passes import BackwardPassedBy
 from fairseq_sam.perturbation.replay import RandomState, copy_batch
+from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training.parameters import unwrap
 
 StepOutput = Tuple[Any, Any, Dict[str, Any]]

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
-from fairseq_sam.files import write_text
+from fairseq_sam.files.writing import write_text
 from fairseq_sam.flags.number_types import count, seed
 
 Value = Tuple[Any, ...]

@@ -15,7 +15,7 @@ from typing import Iterator, List
 
 from corpus import count, parser_of, use_utf8
 
-from fairseq_sam.files import replaced
+from fairseq_sam.files.writing import replaced
 
 
 def learn(model: Path, size: int, inputs: List[Path]) -> None:

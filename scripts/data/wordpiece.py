@@ -13,8 +13,8 @@ from pathlib import Path
 
 from corpus import parser_of, use_utf8
 
-from fairseq_sam.conversion.errors import ConversionError
-from fairseq_sam.conversion.tokenizer import FILE_NAME, load_tokenizer
+from fairseq_sam.checkpoints.conversion.source import ConversionError
+from fairseq_sam.checkpoints.conversion.tokenizer import FILE_NAME, load_tokenizer
 
 
 def main() -> int:

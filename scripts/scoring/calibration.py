@@ -124,8 +124,8 @@ def score(args: argparse.Namespace) -> Records:
     import fairseq  # noqa: F401
 
     import fairseq_sam
-    from fairseq_sam.evaluation_data import mini_batches
-    from fairseq_sam.trained_model import load_trained_model
+    from fairseq_sam.evaluation.sentences import mini_batches
+    from fairseq_sam.evaluation.trained_model import load_trained_model
 
     fairseq_sam.register()
     trained = load_trained_model(str(args.checkpoint), str(args.data))
@@ -148,7 +148,7 @@ def main() -> int:
         "--subsets", default="valid,test", metavar="LIST", help="(default: %(default)s)"
     )
     parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     return scores.run(parser, score, LoadError)
 

@@ -150,9 +150,9 @@ def score(args: argparse.Namespace) -> Records:
     import fairseq  # noqa: F401
 
     import fairseq_sam
-    from fairseq_sam import trained_model
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
-    from fairseq_sam.evaluation_data import mini_batches
+    from fairseq_sam.evaluation import trained_model
+    from fairseq_sam.evaluation.sentences import mini_batches
 
     fairseq_sam.register()
     trained = trained_model.load_trained_model(str(args.checkpoint), str(args.data))
@@ -200,7 +200,7 @@ def main() -> int:
     parser.add_argument("--metrics", type=_metrics, default="accuracy", metavar="LIST")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
     parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
-    from fairseq_sam.trained_model import LoadError
+    from fairseq_sam.evaluation.trained_model import LoadError
 
     return scores.run(parser, score, LoadError)
 

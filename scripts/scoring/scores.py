@@ -7,7 +7,7 @@ from typing import Any, Callable, Dict, Iterable, List, Sequence
 
 import numpy as np
 
-from fairseq_sam.files import write_json, write_text
+from fairseq_sam.files.writing import write_json, write_text
 
 RESAMPLES = 1000
 

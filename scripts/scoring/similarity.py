@@ -20,7 +20,7 @@ from typing import Any, Dict
 import scores
 from scores import Records, ScoringError
 
-from fairseq_sam.files import read_json
+from fairseq_sam.files.reading import read_json
 
 TEST_SETS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STS-B", "SICK-R")
 

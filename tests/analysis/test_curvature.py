@@ -235,11 +235,11 @@ def test_imports_nothing_of_fairseq(module: str) -> None:
 
 
 def test_examples() -> None:
-    from fairseq_sam import layer_names
-    from fairseq_sam.analysis import fisher, spectral_density, spectrum
-    from fairseq_sam.commands import checkpoint_names
+    from fairseq_sam.analysis import eigenvalues, fisher, spectral_density
+    from fairseq_sam.commands import checkpoint_data
+    from fairseq_sam.training import parameters
 
-    for module in (fisher, spectral_density, spectrum, checkpoint_names, layer_names):
+    for module in (eigenvalues, fisher, spectral_density, checkpoint_data, parameters):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.gradient_norms import GradientNorms, TensorNorms, by_layer
-from fairseq_sam.layer_names import layer_of
-from fairseq_sam.perturbation.ascent import SCALES
+from fairseq_sam.perturbation.ascent import MEMORYLESS
+from fairseq_sam.training.parameters import layer_of
 from tests.analysis.test_curvature import TextCNN, fairseq_problem, plain_problem
 
 
@@ -60,7 +60,7 @@ def test_scales_are_those_of_the_papers() -> None:
             "inverse-gradient": 1 / g,
             "weight-strength": w / math.sqrt(size),
         }
-        assert set(wanted) == set(SCALES)
+        assert set(wanted) == set(MEMORYLESS)
         assert tensor.scales == pytest.approx(wanted)
         assert tensor.unfloored == pytest.approx(wanted)
         assert not tensor.is_noise

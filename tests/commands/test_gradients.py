@@ -8,7 +8,7 @@ from typing import Any, Callable, List
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.perturbation.ascent import SCALES
+from fairseq_sam.perturbation.ascent import MEMORYLESS
 from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
 
@@ -69,7 +69,7 @@ class TestFigures:
             for layer in layers.values():
                 assert layer["batch_norm"] > 0
                 assert f"{layer['strength']:.3g}" in captured.out
-            assert {*result["tensors"][0]["scales"]} == {*SCALES}
+            assert {*result["tensors"][0]["scales"]} == {*MEMORYLESS}
         (whole,) = (line for line in captured.out.splitlines() if line.startswith("whole gradient"))
         assert whole.split()[2:] == ["2.5", "1.25"]
         assert captured.err == ""

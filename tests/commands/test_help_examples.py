@@ -9,11 +9,11 @@ from typing import Any, List, Optional
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.experiments.search import command_check, runner
+from fairseq_sam.experiments.search import command_check, trial_jobs
 from tests.analysis.test_sts import write_all
+from tests.checkpoints.conversion.made_encoder import write_encoder
 from tests.commands.help_examples import examples
 from tests.commands.test_manners import SUBCOMMANDS
-from tests.conversion.made_encoder import write_encoder
 from tests.fairseq_runs import ROOT, Run
 from tests.idx_files import write_mnist
 
@@ -94,9 +94,9 @@ def test_every_example_runs(
     kind = "encoders" if command in ("convert", "sts") else "place"
     monkeypatch.chdir(request.getfixturevalue(kind))
     made = ROOT / "tests" / "experiments" / "search" / "made_trainer.py"
-    monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(made)))
+    monkeypatch.setattr(trial_jobs, "TRAINER", (sys.executable, "-S", str(made)))
     monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
-    monkeypatch.setattr(runner, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(trial_jobs, "POLL_SECONDS", 0.02)
     found = examples(command, capsys)
     assert found
     for words in found:

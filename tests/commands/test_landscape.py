@@ -7,8 +7,8 @@ from typing import Any, Callable, Dict
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.evaluation_data import sentence_batches
-from fairseq_sam.trained_model import LoadError, load_trained_model
+from fairseq_sam.evaluation.sentences import sentence_batches
+from fairseq_sam.evaluation.trained_model import LoadError, load_trained_model
 from tests.fairseq_runs import Run
 
 NUM_VALID = 8

@@ -264,4 +264,6 @@ def test_warnings_of_other_packages_are_left_out(recwarn):
             warnings.warn_explicit("nested tensors", UserWarning, "file.py", 1, module)
     assert not recwarn.list
     with no_foreign_warnings(), pytest.warns(UserWarning, match="mine"):
-        warnings.warn_explicit("mine", UserWarning, "file.py", 1, "fairseq_sam.averaging")
+        warnings.warn_explicit(
+            "mine", UserWarning, "file.py", 1, "fairseq_sam.checkpoints.averaging"
+        )

@@ -12,15 +12,14 @@ import pytest
 from fairseq_sam.commands import main
 from fairseq_sam.experiments.recipes import published as published_figures
 from fairseq_sam.perturbation import method_settings
-from fairseq_sam.reporting.plot import (
+from fairseq_sam.reporting.runs import read_run, run_names
+from fairseq_sam.reporting.runs_plot import (
     radius_curves,
     sharpness_curve,
     valid_loss_curve,
 )
-from fairseq_sam.reporting.published import Published
-from fairseq_sam.reporting.runs import read_run, run_names
-from fairseq_sam.reporting.scores import TOKENISED_BLEU
-from fairseq_sam.reporting.table import markdown_table
+from fairseq_sam.reporting.runs_table import markdown_table
+from fairseq_sam.reporting.scores import TOKENISED_BLEU, Published
 from fairseq_sam.reporting.train_log import parse_line, parse_log
 from fairseq_sam.training.flags import SharpnessAwareConfig
 from fairseq_sam.training.gate import Gate

@@ -11,8 +11,12 @@ from typing import Any, Callable
 import pytest
 
 from fairseq_sam.commands import main
-from fairseq_sam.evaluation_data import single_sentences
-from fairseq_sam.trained_model import LoadError, load_trained_model, per_sentence_criterion
+from fairseq_sam.evaluation.sentences import single_sentences
+from fairseq_sam.evaluation.trained_model import (
+    LoadError,
+    load_trained_model,
+    per_sentence_criterion,
+)
 from tests.fairseq_runs import ROOT, Run
 
 NUM_VALID = 8

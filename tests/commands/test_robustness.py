@@ -9,12 +9,12 @@ import pytest
 import sacrebleu
 import torch
 
-from fairseq_sam.commands import checkpoint_names, main, robustness
-from fairseq_sam.evaluation_data import mini_batches
+from fairseq_sam.commands import checkpoint_data, main, robustness
+from fairseq_sam.evaluation.sentences import mini_batches
+from fairseq_sam.evaluation.task_scores import BLEU, bleu_overrides, task_scores
+from fairseq_sam.evaluation.trained_model import build_criterion, load_trained_model
 from fairseq_sam.flags import number_types
 from fairseq_sam.reporting.robustness_plot import write_robustness_plot
-from fairseq_sam.task_scores import BLEU, bleu_overrides, task_scores
-from fairseq_sam.trained_model import build_criterion, load_trained_model
 from tests.fairseq_runs import Run
 
 NUM_VALID = 8
@@ -241,7 +241,7 @@ class TestErrors:
 def test_examples() -> None:
     import doctest
 
-    for module in (checkpoint_names,):
+    for module in (checkpoint_data,):
         result = doctest.testmod(module)
         assert result.attempted > 0
         assert result.failed == 0

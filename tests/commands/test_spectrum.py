@@ -8,8 +8,7 @@ from typing import Any, Callable, Dict
 import numpy as np
 import pytest
 
-from fairseq_sam.analysis import memory
-from fairseq_sam.commands import main
+from fairseq_sam.commands import main, spectrum_measurement
 from tests.commands.help_examples import examples
 from tests.fairseq_runs import Run
 
@@ -103,7 +102,7 @@ class TestFigures:
     ) -> None:
         flags = (corpus, checkpoint, "--matrix", "fisher", "--top", 5)
         whole = figures(*flags)["checkpoints"][0]
-        monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+        monkeypatch.setattr(spectrum_measurement, "free_memory", lambda: 1000)
         parts = figures(*flags)["checkpoints"][0]
         assert parts["eigenvalues"] == pytest.approx(whole["eigenvalues"], rel=1e-5)
 
@@ -151,14 +150,14 @@ class TestErrors:
     def test_tolerance_that_is_not_reached(
         self, one_line: Any, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("fairseq_sam.analysis.spectrum._MOST_PRODUCTS", 1)
+        monkeypatch.setattr("fairseq_sam.analysis.eigenvalues._MOST_PRODUCTS", 1)
         error = one_line(corpus, checkpoint, *FEW, "--tolerance", 1e-9)
         assert "eigenvalues were found to a tolerance of 1e-09" in error
 
     def test_warns_of_memory(
         self, checkpoint: str, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
     ) -> None:
-        monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+        monkeypatch.setattr(spectrum_measurement, "free_memory", lambda: 1000)
         assert spectrum(corpus, checkpoint, *FEW) == 0
         error = capsys.readouterr().err
         assert "warning: the Lanczos vectors take" in error

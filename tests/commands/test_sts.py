@@ -9,10 +9,15 @@ import torch
 import torch.nn.functional as F
 
 from fairseq_sam.commands import main
-from fairseq_sam.sentence_embedding import SentenceEmbedder
-from fairseq_sam.trained_model import LoadError, TrainedModel, load_trained_model
+from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
+from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel, load_trained_model
 from tests.analysis.test_sts import write_all, write_sts
-from tests.conversion.made_encoder import BERT_PIECES, MadeEncoder, hidden_states, write_encoder
+from tests.checkpoints.conversion.made_encoder import (
+    BERT_PIECES,
+    MadeEncoder,
+    hidden_states,
+    write_encoder,
+)
 
 pytest.importorskip("scipy")
 

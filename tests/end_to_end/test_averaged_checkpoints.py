@@ -88,7 +88,7 @@ def test_memory_does_not_grow_with_the_number_of_checkpoints(tmp_path):
     def peak(count):
         program = (
             "import sys, torch, resource\n"
-            "from fairseq_sam.averaging import average_checkpoints\n"
+            "from fairseq_sam.checkpoints.averaging import average_checkpoints\n"
             "average_checkpoints(sys.argv[1:])\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
         )

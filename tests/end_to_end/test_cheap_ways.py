@@ -33,6 +33,29 @@ def test_optimizers_without_momentum_are_refused(fairseq_train, base):
         fairseq_train(f"--optimizer momentum_sam --base-optimizer {base} {PLAIN}")
 
 
+@pytest.mark.parametrize("base", ["adam", "adafactor"])
+@pytest.mark.parametrize("flags", ["", "--bf16"])
+def test_scale_of_the_base_optimizer(fairseq_train, base, flags):
+    """SAM until there is an update to remember; its own from the second update on."""
+    flags = f"--optimizer sam --sam-rho 5% --base-optimizer {base} {flags} {PLAIN}"
+    sam = fairseq_train(flags)
+    ours = fairseq_train(f"{flags} --sam-scale adam")
+    assert ours.values("rho")[0] == sam.values("rho")[0]
+    assert all(a != b for a, b in zip(ours.values("rho")[1:], sam.values("rho")[1:]))
+    assert all(sharpness > 0 for sharpness in ours.values("sharpness"))
+
+
+def test_scale_of_the_base_optimizer_reads_and_does_not_write(fairseq_train):
+    adam = fairseq_train(f"--optimizer adam {PLAIN}")
+    ours = fairseq_train(f"--optimizer sam --sam-scale adam --sam-rho 1e-30 {PLAIN}")
+    ours.assert_same_training(adam)
+
+
+def test_optimizers_without_second_moments_are_refused(fairseq_train):
+    with pytest.raises(SystemExit, match="--base-optimizer: adagrad keeps no second moments"):
+        fairseq_train(f"--optimizer sam --sam-scale adam --base-optimizer adagrad {PLAIN}")
+
+
 @pytest.mark.parametrize("flags", ["--fp16", "--bf16", "--fp16 --memory-efficient-fp16"])
 def test_momentum_in_half_precision(fairseq_train, flags):
     extra = "--fp16-no-flatten-grads --fp16-init-scale 4" if "--fp16" in flags else ""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fairseq_sam.commands import main
-from tests.conversion.made_encoder import ROBERTA, WORDS, write_encoder
+from tests.checkpoints.conversion.made_encoder import ROBERTA, WORDS, write_encoder
 from tests.fairseq_runs import Run
 
 SENTENCES = ["a man play ##s the guitar .", "the guitar", "a man .", "un ##known man", "the a ."]

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 MODULES = (
-    *("command_lines", "log_lines", "option_types", "processes", "recipe", "slots"),
+    *("command_lines", "log_lines", "option_types", "processes", "recipe"),
     *("search.strategy", "search.trials"),
 )
 

@@ -12,7 +12,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.distributed.legacy_distributed_data_parallel import LegacyDistributedDataParallel
 from omegaconf import OmegaConf
 
-from fairseq_sam.checkpoint_files import load_safely
+from fairseq_sam.checkpoints.checkpoint_files import load_safely
 from fairseq_sam.host import distributed, fairseq_modules
 
 

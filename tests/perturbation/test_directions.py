@@ -283,3 +283,22 @@ class TestMomentum:
 def test_momentum_refuses_what_needs_a_pass_at_w(parts: Any):
     with pytest.raises(ValueError, match=r"momentum|sentence by sentence"):
         method_settings("momentum_sam", **parts)
+
+
+def test_momentum_goes_on_where_a_step_does_something_at_w():
+    """Going to w and back within a pass is not taken for the pass's own writing."""
+    net, x = SmallNet(), batch(1)
+    trained = list(net.parameters())
+    momentum = [torch.randn_like(w) for w in trained]
+    loss = SharpnessAwareLoss(trained, method_settings("momentum_sam", rho=0.3), modules=[net])
+
+    def step(this: Any) -> ForwardPass:
+        this.once(lambda: None)
+        output = forward_pass(net, x)()
+        this.backward(output.loss)
+        return output
+
+    for _ in range(3):
+        outcome = loss.run(step, lambda each: each.backward(), momentum=momentum)
+        assert float(outcome.norm) == pytest.approx(0.3)
+    assert loss.written == []

@@ -102,6 +102,17 @@ class Decaying(nn.Linear):
         return super().forward(x)
 
 
+class Shortened(nn.Module):
+    """A lookup that shortens the rows which are too long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3, 4, max_norm=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.table(torch.arange(len(x)) % 3)
+
+
 KINDS: Dict[str, Callable[[], nn.Module]] = {
     "buffer": Counter,
     "re-bound buffer": Centroids,
@@ -112,6 +123,7 @@ KINDS: Dict[str, Callable[[], nn.Module]] = {
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
     "weights written by a hook": hooked,
     "weights written by forward": lambda: Decaying(4, 4),
+    "rows shortened by a lookup": Shortened,
 }
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
 
@@ -217,6 +229,43 @@ def test_updates_in_a_row_leave_what_plain_passes_leave(num_steps: int, risk: st
     for update in range(3):
         x = inputs(seed=update)
         outcome = sharpness_aware.backward(forward_pass(net, x))
+        assert float(outcome.clean.loss) == summed_loss(plain, x).item()
+        assert_same_state(state_of(net), state_of(plain))
+        assert_all_equal(values(parameters), values(plain.parameters()))
+
+
+@every_kind
+@pytest.mark.parametrize("starts_at_rest", [True, False])
+def test_without_a_pass_at_w_updates_leave_what_plain_passes_leave(starts_at_rest: bool, kind: str):
+    """Momentum's step has no pass at w that could find what passes write into."""
+    net = network(kind)
+    plain = copy.deepcopy(net)
+    parameters = list(net.parameters())
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        momentum = [torch.randn_like(weight) for weight in parameters]
+    settings = method_settings("momentum_sam", rho=1e-7)  # batch statistics are those at w + a
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
+    for update in range(3):
+        x = inputs(seed=update)
+        known = [None] * len(momentum) if starts_at_rest and update == 0 else momentum
+        sharpness_aware.backward(forward_pass(net, x), momentum=known)
+        summed_loss(plain, x)
+        assert_all_close(values(parameters), values(plain.parameters()), 1e-6)
+        untouched = [not torch.equal(a, b) for a, b in zip(parameters, plain.parameters())]
+        assert sum(untouched) <= len(list(net[2].parameters()))
+
+
+@every_kind
+def test_looking_at_the_outputs_first_leaves_what_a_plain_pass_leaves(kind: str):
+    net = network(kind)
+    plain = copy.deepcopy(net)
+    parameters = list(net.parameters())
+    settings = method_settings("functional_sam", rho=1e-3, ascent_fraction=0.5)
+    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net])
+    for update in range(3):
+        x = inputs(seed=update)
+        outcome = sharpness_aware.backward(forward_pass(net, x), part=forward_pass(net, x))
         assert float(outcome.clean.loss) == summed_loss(plain, x).item()
         assert_same_state(state_of(net), state_of(plain))
         assert_all_equal(values(parameters), values(plain.parameters()))

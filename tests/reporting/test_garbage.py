@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairseq_sam.commands import main
-from fairseq_sam.reporting.plot import write_plot
 from fairseq_sam.reporting.runs import RunError, read_run
+from fairseq_sam.reporting.runs_plot import write_plot
+from fairseq_sam.reporting.runs_table import markdown_table
 from fairseq_sam.reporting.scores import read_scores
-from fairseq_sam.reporting.table import markdown_table
 from fairseq_sam.reporting.train_log import parse_line, parse_log
 from tests.reporting.garbage import GARBAGE
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from fairseq_sam.reporting import (
-    deviation,
     landscape_plot,
-    plot,
+    numbers,
     print_style,
     risk_plot,
     robustness_plot,
+    runs_plot,
     spectrum_plot,
     sts_plot,
 )
@@ -26,7 +26,7 @@ from tests.fairseq_runs import ROOT
 pytest.importorskip("matplotlib")
 
 
-@pytest.mark.parametrize("module", [deviation, landscape_plot, plot, print_style])
+@pytest.mark.parametrize("module", [landscape_plot, numbers, print_style, runs_plot])
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
@@ -127,7 +127,7 @@ class TestReport:
     @pytest.fixture
     def axes(self, drawn, tmp_path):
         path = tmp_path / "plot.png"
-        return drawn(plot.write_plot, self.RUNS, path, "title", "/seed[0-9]").axes
+        return drawn(runs_plot.write_plot, self.RUNS, path, "title", "/seed[0-9]").axes
 
     def test_a_run_looks_the_same_in_all_panels(self, axes):
         loss, difference, sharpness, by_radius = axes
@@ -152,7 +152,7 @@ class TestReport:
         assert names[-1] == "± standard deviation over runs"
 
     def test_no_bands_of_single_runs(self, drawn, tmp_path):
-        figure = drawn(plot.write_plot, self.RUNS[:4], tmp_path / "plot.png")
+        figure = drawn(runs_plot.write_plot, self.RUNS[:4], tmp_path / "plot.png")
         names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
         assert names == [run.name for run in self.RUNS[:4]]
 
@@ -165,7 +165,7 @@ class TestReport:
             made_run(name, 1e-3, 1, num_epochs=1, shift=shift)
             for name, shift in (("a/seed1", 0.1), ("a/seed2", 0.2), ("b/seed1", 0.2))
         ]
-        figure = drawn(plot.write_plot, runs, tmp_path / "plot.png", None, "/seed[0-9]")
+        figure = drawn(runs_plot.write_plot, runs, tmp_path / "plot.png", None, "/seed[0-9]")
         for axis in figure.axes:
             assert x_numbers(axis) == ["1"]
             low, high = axis.get_xlim()
@@ -181,7 +181,10 @@ class TestReport:
                 [("sam", 1e-3), ("sam", 1e-2), ("asam", 0.1), ("asam", 0.5)]
             )
         ]
-        assert sorted(map(sorted, plot.radius_curves(runs).values())) == [[1e-3, 1e-2], [0.1, 0.5]]
+        assert sorted(map(sorted, runs_plot.radius_curves(runs).values())) == [
+            [1e-3, 1e-2],
+            [0.1, 0.5],
+        ]
 
 
 class TestLandscape:

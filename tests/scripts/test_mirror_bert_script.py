@@ -13,8 +13,8 @@ import pytest
 from fairseq_sam.analysis.sts import SUBSETS
 from fairseq_sam.commands import main
 from tests.analysis.test_sts import write_all, write_sts
+from tests.checkpoints.conversion.made_encoder import BERT_PIECES, write_encoder
 from tests.conftest import REAL_DATA
-from tests.conversion.made_encoder import BERT_PIECES, write_encoder
 from tests.scripts.made_text import sentences, write_side
 from tests.scripts.script_runs import BASH, ROOT, run
 

@@ -110,7 +110,7 @@ def glue_folder(root, task):
 @pytest.mark.parametrize("task", ["RTE", "STS-B"])
 def test_glue_small(tmp_path, task):
     pytest.importorskip("tokenizers")
-    from tests.conversion.made_encoder import BERT_PIECES, write_encoder
+    from tests.checkpoints.conversion.made_encoder import BERT_PIECES, write_encoder
 
     letters = [f"{prefix}{letter}" for letter in ascii_lowercase for prefix in ("", "##")]
     pieces = list(dict.fromkeys([*BERT_PIECES, *letters]))

@@ -1,4 +1,4 @@
-"""The base optimizer's momentum, read through whatever fairseq wraps around it."""
+"""Momentum and second moments of the base optimizer, read through what fairseq wraps around it."""
 
 from types import SimpleNamespace
 from typing import Any, List
@@ -11,7 +11,12 @@ from fairseq.optim.adamax import Adamax
 from fairseq.optim.nag import NAG
 from torch import Tensor, nn
 
-from fairseq_sam.training.optimizer_state import has_momentum, momentum_of
+from fairseq_sam.training.optimizer_state import (
+    has_momentum,
+    has_second_moments,
+    momentum_of,
+    second_moments_of,
+)
 
 WITH = {
     "adam": lambda p: Adam(p, lr=0.1, betas=(0.9, 0.98)),
@@ -118,3 +123,55 @@ def test_the_parts_of_a_composite():
         each.optimizer.step()
     assert has_momentum(composite)
     assert all(bool((m > 0).all()) for m in momentum_of(composite, first + second))
+
+
+@pytest.mark.parametrize("name", ["adam", "adafactor"])
+def test_second_moments_are_those_of_the_gradients(name: str):
+    """After three updates with one gradient v̂ is its square, whatever the decay."""
+    trained = weights()
+    inner = WITH[name](trained)
+    base = base_of(inner)
+    assert has_second_moments(base)
+    assert second_moments_of(base, trained) == [None] * 3
+    take_steps(inner, trained)
+    found = second_moments_of(base, trained)
+    assert found[2] is None
+    for number, (moment, weight) in enumerate(zip(found[:2], trained), 1):
+        assert moment is not None
+        root = moment.denominator()
+        assert root.shape == weight.shape
+        torch.testing.assert_close(root, torch.full_like(weight, float(number)))
+
+
+@pytest.mark.parametrize("name", ["adamax", "nag", "sgd"])
+def test_some_have_no_second_moments(name: str):
+    assert not has_second_moments(base_of(WITH[name](weights())))
+
+
+def test_second_moments_of_a_flat_copy_in_half_precision():
+    halves: List[Any] = [nn.Parameter(w.detach().half()) for w in weights()]
+    flat = nn.Parameter(torch.cat([w.detach().float().flatten() for w in halves]))
+    flat.grad = torch.arange(11.0) + 1
+    inner = WITH["adam"]([flat])
+    inner.step()
+    optimizer = SimpleNamespace(
+        fp32_optimizer=base_of(inner),
+        fp16_params=halves,
+        fp32_params={0: flat},
+        has_flat_params=True,
+    )
+    roots = [m.denominator() for m in second_moments_of(optimizer, halves) if m is not None]
+    expected = (torch.arange(11.0) + 1).split([6, 4, 1])
+    torch.testing.assert_close([root.flatten() for root in roots], list(expected))
+
+
+def test_scaled_second_moments_are_brought_to_their_own_size():
+    """Of fused kernels the group counts the steps."""
+    trained = weights()[:1]
+    inner = WITH["adam"](trained)
+    inner.state[trained[0]] = {"exp_avg_sq": torch.ones(2, 3).half(), "exp_avg_sq_scale": 0.5}
+    inner.param_groups[0]["step"] = 1
+    (found,) = second_moments_of(base_of(inner), trained)
+    assert found is not None
+    root = (0.5 / 0.02) ** 0.5  # 1 − β2
+    torch.testing.assert_close(found.denominator(), torch.full((2, 3), root))

@@ -283,3 +283,70 @@ class TestSubBatch:
         part = sub_batch(both, PAD, 0.5, draw=0.0)
         assert part["a-b"]["nsentences"] == 2
         assert part["b-a"] is None
+
+
+def speech_batch(source: List[int], target: List[int]) -> Dict[str, Any]:
+    """Frames with as many features each, and text or frames to be had of them."""
+    return {
+        "id": torch.arange(len(source)),
+        "nsentences": len(source),
+        "ntokens": sum(target),
+        "net_input": {
+            "src_tokens": torch.rand(len(source), max(source), 3),
+            "src_lengths": torch.tensor(source),
+            "prev_output_tokens": torch.rand(len(target), max(target), 3),
+        },
+        "target": torch.rand(len(target), max(target), 3),
+        "target_lengths": torch.tensor(target),
+    }
+
+
+def test_frames_are_trimmed_by_their_lengths():
+    part = sub_batch(speech_batch([3, 9, 5, 7], [6, 2, 4, 8]), PAD, 0.5, draw=0)
+    assert part["id"].tolist() == [0, 2]
+    assert part["net_input"]["src_tokens"].shape == (2, 5, 3)
+    assert part["net_input"]["prev_output_tokens"].shape == (2, 6, 3)
+    assert part["target"].shape == (2, 6, 3)
+
+
+def test_text_of_speech_is_trimmed_though_its_source_is_no_text():
+    whole = speech_batch([3, 9], [2, 4])
+    whole["target"] = torch.tensor([[5, 2, PAD, PAD], [5, 6, 7, 2]])
+    whole["net_input"]["prev_output_tokens"] = [torch.tensor([2, 5]), torch.tensor([2, 5, 6, 7])]
+    part = sub_batch(whole, PAD, 0.5, draw=0)
+    assert part["target"].tolist() == [[5, 2]]
+    assert [tokens.tolist() for tokens in part["net_input"]["prev_output_tokens"]] == [[2, 5]]
+
+
+def test_lengths_that_count_something_else_trim_nothing():
+    whole = speech_batch([3, 9], [2, 4])
+    whole["net_input"]["src_lengths"] = torch.tensor([300, 900])
+    part = sub_batch(whole, PAD, 0.5, draw=0)
+    assert part["net_input"]["src_tokens"].shape == (1, 9, 3)
+
+
+def test_what_has_a_number_for_each_token_is_trimmed_with_it():
+    whole = translation_batch([(3, 2), (5, 4)])
+    whole["net_input"]["durations"] = torch.rand(2, 5)
+    whole["pauses"] = torch.zeros(2, 4, dtype=torch.bool)
+    part = split_sentences(whole, PAD)[0]
+    assert part["net_input"]["durations"].shape == (1, 3)
+    assert part["pauses"].shape == (1, 2)
+
+
+def test_several_targets_of_each_sentence():
+    whole = translation_batch([(3, 2), (2, 4), (1, 1)])
+    whole["target"] = [whole["target"], whole["target"] + 1]
+    part = split_sentences(whole, PAD)[1]
+    assert [target.shape[0] for target in part["target"]] == [1, 1]
+
+
+def test_targets_that_are_not_of_the_sentences():
+    whole = {**translation_batch([(3, 2), (2, 4)]), "target": {"edge": {"a": torch.arange(6)}}}
+    with pytest.raises(ValueError, match="6 targets for 2 sentences"):
+        split_sentences(whole, PAD)
+
+
+def test_made_batches_of_fairseqs_benchmarks_have_one_number_for_all():
+    whole = {**translation_batch([(3, 2), (2, 4)]), "id": 1}
+    assert len(split_sentences(whole, PAD)) == 2

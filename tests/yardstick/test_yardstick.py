@@ -62,6 +62,7 @@ def test_other_ways_are_adam_too(case: Case, way: str, adam_and_data):
     gaps = differences(ours, adam)
     assert not gaps, "\n".join(gaps)
     assert sharpness_is_zero(ours) or not ours.values("sharpness")
+    assert any(norm > 0 for norm in ours.values("perturbation_norm"))  # however little
 
 
 @pytest.mark.parametrize("case", named(REFUSED))

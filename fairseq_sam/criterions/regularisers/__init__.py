@@ -5,6 +5,6 @@ Importing this package registers ``free_lb_…``, ``r_drop_…``, ``r3f_…`` an
 per-sentence criterions, so that every sharpness-aware optimizer, δ-SAM too, works on top of them.
 """
 
-from fairseq_sam.criterions.regularisers.registration import REGISTERED
+from fairseq_sam.criterions.regularisers.registered_pairs import REGISTERED
 
 __all__ = ["REGISTERED"]

@@ -10,12 +10,14 @@ from typing import Any, Callable, Iterator, List
 
 from torch import Tensor, nn
 
+from fairseq_sam import FairseqSamError
+
 Perturbation = Callable[[Tensor, Tensor], Tensor]
 """From embeddings ``[batch, tokens, size]`` and the mask of real tokens ``[batch, tokens, 1]`` to
 what is added to the embeddings."""
 
 
-class NotPerturbable(RuntimeError):
+class NotPerturbable(FairseqSamError, RuntimeError):
     """The model's embeddings cannot be perturbed, or not along a gradient; the message says why."""
 
 

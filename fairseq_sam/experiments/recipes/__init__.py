@@ -7,7 +7,7 @@ from typing import Dict, Iterator
 
 from fairseq_sam.experiments.errors import MisuseError
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.reporting.published import Published
+from fairseq_sam.reporting.scores import Published
 
 NAMES = (
     *("iwslt14_de_en", "iwslt15_en_vi", "textcnn_imdb", "lstm_ptb", "glue", "bart_cnn_dm"),

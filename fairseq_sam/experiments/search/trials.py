@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Optional
 
 from fairseq_sam.experiments.search.strategy import BASELINE
-from fairseq_sam.files import read_json, read_lines, write_json
+from fairseq_sam.files.reading import read_json, read_lines
+from fairseq_sam.files.writing import write_json
+from fairseq_sam.reporting.numbers import number, number_of
 from fairseq_sam.reporting.train_log import record_of
-from fairseq_sam.reporting.values import number, number_of
 
 LOG_NAME = "train.log"
 RESULT_NAME = "result.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sam.experiments import jobs
-from fairseq_sam.experiments.search import command_check, runner
+from fairseq_sam.experiments.search import command_check, trial_jobs
 
 MADE = Path(__file__).with_name("made_trainer.py")
 
@@ -15,6 +15,6 @@ MADE = Path(__file__).with_name("made_trainer.py")
 def _made_trainer(request, monkeypatch):
     """Puts made_trainer.py in place of fairseq-train."""
     if "corpus" not in request.fixturenames:
-        monkeypatch.setattr(runner, "TRAINER", (sys.executable, "-S", str(MADE)))
+        monkeypatch.setattr(trial_jobs, "TRAINER", (sys.executable, "-S", str(MADE)))
         monkeypatch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)

@@ -9,8 +9,8 @@ import pytest
 
 from fairseq_sam.commands import main
 from fairseq_sam.experiments import jobs
-from fairseq_sam.experiments.search import command_check, runner
-from fairseq_sam.experiments.search.runner import _divergence
+from fairseq_sam.experiments.search import command_check, trial_jobs
+from fairseq_sam.experiments.search.trial_jobs import _divergence
 from tests.experiments.search.made_trainer import write_checkpoint
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
 
@@ -29,7 +29,7 @@ def done(tmp_path_factory):
     """A finished search, and what it printed."""
     out = tmp_path_factory.mktemp("search") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "TRAINER", (sys.executable, "-S", str(MADE)))
+        patch.setattr(trial_jobs, "TRAINER", (sys.executable, "-S", str(MADE)))
         patch.setattr(command_check, "CHECKER", (sys.executable, "-S", "-c", ""))
         patch.setattr(jobs, "POLL_SECONDS", 0.02)
         assert search(out) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from fairseq_sam.commands import main
 from fairseq_sam.experiments.directory import locked
-from fairseq_sam.experiments.slots import gpu_slots
+from fairseq_sam.experiments.processes import gpu_slots
 from tests.experiments.search.made_trainer import write_checkpoint
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
 from tests.scripts.script_runs import compare_after_kills
@@ -185,11 +185,11 @@ def searching_command(out, *flags):
     program = (
         # A shell that starts the tests in the background has them ignore Ctrl-C.
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from fairseq_sam.commands import main; from fairseq_sam.experiments.search import runner;"
-        "from fairseq_sam.experiments.search import command_check;"
+        "from fairseq_sam.commands import main;"
+        "from fairseq_sam.experiments.search import command_check, trial_jobs;"
         "from fairseq_sam.experiments import jobs;"
         "command_check.CHECKER = (sys.executable, '-S', '-c', '');"
-        f"runner.TRAINER = (sys.executable, '-S', {str(MADE)!r}); jobs.POLL_SECONDS = 0.02;"
+        f"trial_jobs.TRAINER = (sys.executable, '-S', {str(MADE)!r}); jobs.POLL_SECONDS = 0.02;"
         "sys.exit(main(sys.argv[1:]))"
     )
     return [sys.executable, "-c", program, "search", "--out", str(out), "--", *TRAIN, *flags]
@@ -289,14 +289,14 @@ class TestGoesOn:
 
 class TestGpus:
     def test_each_run_sees_its_own(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("fairseq_sam.experiments.slots.visible_gpus", lambda: list("4567"))
+        monkeypatch.setattr("fairseq_sam.experiments.processes.visible_gpus", lambda: list("4567"))
         command = ["search", "--out", str(tmp_path), "--gpus-per-run", "2", "--", *TRAIN[:-1]]
         assert main(command) == 0
         seen = {line.split()[1] for f in tmp_path.glob("rho-*/starts") for line in f.open()}
         assert seen == {"4,5", "6,7"}
 
     def test_more_than_there_are(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr("fairseq_sam.experiments.slots.visible_gpus", lambda: ["0"])
+        monkeypatch.setattr("fairseq_sam.experiments.processes.visible_gpus", lambda: ["0"])
         command = ["search", "--out", str(tmp_path), "--gpus-per-run", "2", "--", *TRAIN[:-1]]
         with pytest.raises(SystemExit):
             main(command)

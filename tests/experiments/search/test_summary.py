@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from fairseq_sam.experiments.search.plot import worst_shown, write_plot
+from fairseq_sam.experiments.search.radius_plot import worst_shown, write_plot
 from fairseq_sam.experiments.search.summary import Summary, as_json, markdown, rows_of
 from fairseq_sam.experiments.search.training_command import TrainingCommand
 from fairseq_sam.experiments.search.trials import DIVERGED, FINISHED, STOPPED, Result, Trial

@@ -1,0 +1,138 @@
+"""The sentences that a trained model is measured on, as mini-batches on its device."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+
+from fairseq_sam.evaluation.trained_model import LoadError, TrainedModel, reason_of
+
+
+def single_sentences(
+    trained: TrainedModel,
+    subset: str,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> Tuple[int, Iterator[Dict[str, Any]]]:
+    """Returns the sentences of a data set as mini-batches of one, and how many there are.
+
+    Args:
+        trained: the model; the mini-batches are on its device.
+        subset: name of the split.
+        max_sentences: only so many, drawn at random.
+        seed: of that draw.
+        skip_too_long: leave out what the model is too short for, which is otherwise an error.
+
+    Raises:
+        LoadError: the split cannot be read, is empty, or has sentences too long for the model.
+    """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    device = next(trained.model.parameters()).device
+    return len(chosen), (_collate(dataset, [index], device) for index in chosen)
+
+
+def mini_batches(
+    trained: TrainedModel,
+    subset: str,
+    max_tokens: int,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> List[Dict[str, Any]]:
+    """Returns the sentences of a data set in mini-batches of like lengths, on the model's device.
+
+    Args:
+        trained: the model.
+        subset: name of the split.
+        max_tokens: padded size of a mini-batch, in tokens.
+        max_sentences: as for :func:`single_sentences`.
+        seed: as there.
+        skip_too_long: as there.
+
+    Raises:
+        LoadError: as there.
+    """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    device = next(trained.model.parameters()).device
+    batches: List[List[int]] = [[]]
+    for index in sorted(chosen, key=dataset.num_tokens):
+        longest = dataset.num_tokens(index)  # of the batch too, for they come in order
+        if batches[-1] and longest * (len(batches[-1]) + 1) > max_tokens:
+            batches.append([])
+        batches[-1].append(index)
+    return [_collate(dataset, batch, device) for batch in batches]
+
+
+def sentence_batches(
+    trained: TrainedModel,
+    subset: str,
+    batch_size: int,
+    max_sentences: Optional[int] = None,
+    seed: int = 1,
+    skip_too_long: bool = False,
+) -> List[Dict[str, Any]]:
+    """Returns mini-batches of exactly so many sentences each, put together at random.
+
+    Sentences that would make an incomplete mini-batch are left out.
+
+    Args:
+        trained: the model; the mini-batches are on its device.
+        subset: as for :func:`single_sentences`.
+        batch_size: number of sentences.
+        max_sentences: as there.
+        seed: of both draws.
+        skip_too_long: as there.
+
+    Raises:
+        LoadError: as there, or there are fewer sentences than one mini-batch takes.
+    """
+    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    if len(chosen) < batch_size:
+        raise LoadError(
+            f"subset {subset} has {len(chosen)} sentences, fewer than a mini-batch of {batch_size}"
+        )
+    device = next(trained.model.parameters()).device
+    shuffled = random.Random(seed).sample(chosen, len(chosen) // batch_size * batch_size)
+    starts = range(0, len(shuffled), batch_size)
+    return [_collate(dataset, shuffled[i : i + batch_size], device) for i in starts]
+
+
+def _sentences(
+    trained: TrainedModel,
+    subset: str,
+    max_sentences: Optional[int],
+    seed: int,
+    skip_too_long: bool,
+) -> Tuple[Any, List[int]]:
+    from fairseq import utils
+
+    task, model = trained.task, trained.model
+    try:
+        task.load_dataset(subset, combine=False, epoch=1, task_cfg=trained.cfg.task)
+        dataset = task.dataset(subset)
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(1)
+        positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
+        indices = task.filter_indices_by_size(
+            dataset.ordered_indices(), dataset, positions, skip_too_long
+        )
+    except Exception as error:
+        data = getattr(trained.cfg.task, "data", "the data")
+        raise LoadError(f"{data}: subset {subset} cannot be used ({reason_of(error)})") from error
+    chosen = sorted(map(int, indices))  # some data sets break ties of length at random
+    if not chosen:
+        raise LoadError(f"subset {subset} has no sentences")
+    if max_sentences is not None and max_sentences < len(chosen):
+        chosen = random.Random(seed).sample(chosen, max_sentences)
+    return dataset, chosen
+
+
+def _collate(dataset: Any, indices: Sequence[int], device: torch.device) -> Dict[str, Any]:
+    from fairseq import utils
+
+    sample = dataset.collater([dataset[index] for index in indices])
+    moved: Dict[str, Any] = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+    return moved
