@@ -14,6 +14,8 @@ from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.runs import Run, group_runs
 
 LEVEL = 0.05
+VALID_LOSS = "lowest valid loss (bits)"
+"""Stands for a metric: every log has it."""
 
 
 class Difference(NamedTuple):
@@ -86,13 +88,14 @@ def differences(
         group_by: as for :func:`~fairseq_sam.reporting.runs.group_runs`; runs for which it matches
             the same, such as a seed, are a pair.
         against: the other group's name.
-        metric: the score's name.
+        metric: the score's name, or :data:`VALID_LOSS`.
     """
-    scored = [run for run in runs if metric in run.scores]
-    groups = {
-        name: {_matched(group_by, run.name): run.scores[metric].value for run in members}
-        for name, members in group_runs(scored, group_by).items()
-    }
+    groups: Dict[str, Dict[str, float]] = {}
+    for name, members in group_runs(runs, group_by).items():
+        for run in members:
+            value = _value(run, metric)
+            if value is not None:
+                groups.setdefault(name, {})[_matched(group_by, run.name)] = value
     others = groups.pop(against, {})
     found = {}
     for name, values in groups.items():
@@ -104,6 +107,12 @@ def differences(
     for name, p in zip(tested, holm([found[name].p_value or 0.0 for name in tested])):
         found[name] = found[name]._replace(corrected=p)
     return found
+
+
+def _value(run: Run, metric: str) -> Optional[float]:
+    if metric == VALID_LOSS:
+        return run.best_valid_loss()
+    return run.scores[metric].value if metric in run.scores else None
 
 
 def _matched(group_by: str, name: str) -> str:
@@ -129,8 +138,9 @@ def relative_times(runs: Sequence[Run], group_by: Optional[str], against: str) -
 def comparison_table(
     runs: Sequence[Run], group_by: str, against: str, metrics: Sequence[str]
 ) -> str:
-    """Returns the differences as a Markdown table, "" if there are none."""
-    columns = {metric: differences(runs, group_by, against, metric) for metric in metrics}
+    """Returns the differences as a Markdown table, with the validation loss; "" without any."""
+    found = [*metrics, VALID_LOSS]
+    columns = {metric: differences(runs, group_by, against, metric) for metric in found}
     columns = {metric: column for metric, column in columns.items() if column}
     times = relative_times(runs, group_by, against)
     names = [n for n in group_runs(runs, group_by) if any(n in c for c in columns.values())]
@@ -139,10 +149,10 @@ def comparison_table(
     header = [f"minus {against}", "pairs", f"time ({against} = 1)", *columns]
     lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
     for name in names:
-        found = [column.get(name) for column in columns.values()]
-        pairs = max(each.pairs for each in found if each is not None)
+        row = [column.get(name) for column in columns.values()]
+        pairs = max(each.pairs for each in row if each is not None)
         time = f"{times[name]:.2f}" if name in times else "–"
-        cells = [_cell(each) if each is not None else "–" for each in found]
+        cells = [_cell(each) if each is not None else "–" for each in row]
         lines.append(f"| {' | '.join([name, str(pairs), time, *cells])} |")
     return "\n".join([*lines, "", *_NOTES]) + "\n"
 

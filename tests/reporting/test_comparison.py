@@ -116,6 +116,15 @@ class TestDifferences:
         assert lines[2].startswith("| sam | 3 | – | +1.10 [+0.85, +1.35] p 0.005* d +11.0 |")
         assert "−0.77 [" in lines[3]
 
+    def test_the_lowest_validation_loss_is_there_too(self):
+        runs = runs_of(baseline=[1.0, 2.0], sam=[2.0, 3.0])
+        for each, losses in zip(runs, ([3.0, 2.0], [3.0, 2.5], [1.5, 9.0], [2.0, 9.0])):
+            for number, loss in enumerate(losses, 1):
+                each.epochs.append(EpochLog(number, {}, {"loss": loss}))
+        found = differences(runs, BY_SEED, "baseline", comparison.VALID_LOSS)
+        assert found["sam"].mean == -0.5
+        assert f"| {comparison.VALID_LOSS} |" in comparison_table(runs, BY_SEED, "baseline", [])
+
 
 class TestCommand:
     @pytest.fixture
