@@ -81,13 +81,14 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     Raises:
         CommandError: naming the file.
     """
-    picture = getattr(args, "plot", None)
-    for path in (args.json, picture, getattr(args, "output", None)):
+    pictures = [getattr(args, name, None) for name in ("plot", "cost_plot")]
+    for path in (args.json, *pictures, getattr(args, "output", None)):
         if path is not None and not path.absolute().parent.is_dir():
             raise CommandError(f"{path}: its directory does not exist")
         if path is not None and path.is_dir():
             raise CommandError(f"{path}: is a directory, not a file to write")
-    check_can_plot(picture)
+    for picture in pictures:
+        check_can_plot(picture)
 
 
 def check_input_arguments(args: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 import re
 import sys
@@ -84,6 +85,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default=SUMMARIES[0],
         help="what to show of the scores of runs that share a row (default: %(default)s)",
     )
+    parser.add_argument(
+        "--metrics", type=_list, metavar="LIST", help="only these scores, by comma, in this order"
+    )
+    parser.add_argument(
+        "--against",
+        type=_list,
+        default=[],
+        metavar="LIST",
+        help="rows, by comma: say how the others differ from each of them, paired by what "
+        "--group-by matches: 95 %% intervals, p-values corrected for their number (Holm), effects",
+    )
+    parser.add_argument(
+        "--cost-plot",
+        type=plot_file,
+        metavar="FILE",
+        help="draw the first metric's difference from --against's first row by training time",
+    )
     parser.set_defaults(run=run)
 
 
@@ -94,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     from fairseq_sam.reporting.runs_table import markdown_table
 
     check_output_arguments(args)
+    _check_comparison(args)
     directories = [Path(path) for path in args.runs]
     try:
         names = run_names(directories, args.relative_to)
@@ -108,9 +127,15 @@ def run(args: argparse.Namespace) -> int:
         for failure in failures:
             _pass_over(failure)
         table = markdown_table(
-            runs, args.group_by, published().get(args.paper), args.summary, args.paper_remark
+            runs,
+            args.group_by,
+            published().get(args.paper),
+            args.summary,
+            args.paper_remark,
+            args.metrics,
         )
         text = f"# {args.title}\n\n{table}" if args.title else table
+        text += _comparisons(runs, args)
         print(text, end="")
         if args.output is not None:
             write_text(args.output, text)
@@ -118,9 +143,33 @@ def run(args: argparse.Namespace) -> int:
             _write_figures(directories, runs, args.json)
         if args.plot is not None:
             _plot(runs, args)
+        if args.cost_plot is not None:
+            _plot_cost(runs, args)
     except OSError as error:
         raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
     return 1 if failures else 0
+
+
+def _check_comparison(args: argparse.Namespace) -> None:
+    """Refuses comparisons that cannot be made.
+
+    Raises:
+        CommandError: naming what is missing.
+    """
+    if args.against and not args.group_by:
+        raise CommandError("--against needs --group-by, which tells what is a pair")
+    if args.against and importlib.util.find_spec("scipy") is None:
+        raise CommandError("--against needs scipy: pip install scipy")
+    if args.cost_plot is not None and not (args.against and args.metrics):
+        raise CommandError("--cost-plot needs --against and --metrics")
+
+
+def _comparisons(runs: Sequence[Run], args: argparse.Namespace) -> str:
+    from fairseq_sam.reporting.comparison import comparison_table
+
+    metrics = args.metrics or list(dict.fromkeys(name for run in runs for name in run.scores))
+    tables = [comparison_table(runs, args.group_by, name, metrics) for name in args.against]
+    return "".join(f"\n{table}" for table in tables if table)
 
 
 def _pass_over(fault: str) -> None:
@@ -132,6 +181,14 @@ def _plot(runs: list, args: argparse.Namespace) -> None:
 
     with explaining_plots(args.plot):
         write_plot(runs, args.plot, args.title, args.group_by)
+
+
+def _plot_cost(runs: Sequence[Run], args: argparse.Namespace) -> None:
+    from fairseq_sam.reporting.cost_plot import write_cost_plot
+
+    against, metric = args.against[0], args.metrics[0]
+    with explaining_plots(args.cost_plot):
+        write_cost_plot(runs, args.group_by, against, metric, args.cost_plot, args.title)
 
 
 def _write_figures(directories: Sequence[Path], runs: Sequence[Run], path: Path) -> None:
@@ -170,6 +227,10 @@ def _write_figures(directories: Sequence[Path], runs: Sequence[Run], path: Path)
 def _finite(value: Optional[float]) -> Optional[float]:
     """JSON has no NaN (of a run that diverged)."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def _list(text: str) -> List[str]:
+    return [part for part in text.split(",") if part]
 
 
 def _regular_expression(text: str) -> str:

@@ -180,11 +180,15 @@ class Experiment:
         yield from commands("mkdir -p {folder}", folder=folder)
         if start > 1 and (self.dry or not Path(folder, "checkpoints").is_dir()):
             shared = self.shared_path(seed)
-            # The last one, and those of epochs that will be averaged.
-            first = self.options.epochs - self.options.average + 1
-            copies = "".join(map(_COPY.format, ["_last", *range(first, start)]))
+            copies = "".join(map(_COPY.format, ["_last", *self._wanted_of_shared(start)]))
             yield from commands(_BRANCH.replace("{copies}", copies), run=folder, shared=shared)
         yield from self._launch(folder, seed, self.method_flags(method, seed))
+
+    def _wanted_of_shared(self, start: int) -> Iterable[object]:
+        """Returns those of the shared checkpoints that may be averaged, or be the best."""
+        if self.options.average is None:
+            return ["_best"]
+        return range(self.options.epochs - self.options.average + 1, start)
 
     def method_flags(self, method: str, seed: int) -> List[str]:
         """Returns the flags of a method, which may name a radius behind an @."""
@@ -194,10 +198,12 @@ class Experiment:
         if radius:
             flags += ["--sam-rho", radius]
         # A regulariser begins there because the shared epochs are without it.
-        if self.options.start_epoch is not None and perturbs(text):
+        # A method may have a start of its own.
+        starts = perturbs(text) and "--sam-start" not in text
+        if self.options.start_epoch is not None and starts:
             flags += ["--sam-start-epoch", str(self.options.start_epoch)]
         if self.options.epochs is not None and self.recipe.has_epochs:
-            flags += ["--max-epoch", str(self.options.epochs * self.recipe.passes(name))]
+            flags += ["--max-epoch", str(self.recipe.length(self, name))]
         return flags
 
     def _behind(self, command: Command) -> Command:

@@ -119,6 +119,11 @@ class Recipe:
         """
         return 2 if method == "per_instance_sam" else 1
 
+    def length(self, x: Experiment, method: str) -> int:
+        """Returns how many epochs a method is trained in all."""
+        epochs: int = x.options.epochs
+        return epochs * self.passes(method)
+
     def choose(self, x: Experiment) -> Dict[str, Any]:
         """Checks the options and chooses the settings; returns values for the recipe's texts.
 

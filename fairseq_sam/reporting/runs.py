@@ -65,6 +65,19 @@ class Run:
         ]
         return mean_of(seconds) if seconds else None
 
+    def epoch_seconds(self) -> Dict[int, float]:
+        """Returns the training time of each epoch, without validation.
+
+        By the updates per second, which are logged more precisely than the seconds.
+        """
+        found, before = {}, 0.0
+        for epoch in self.epochs:
+            updates, rate = epoch.train.get("num_updates", before), epoch.train.get("ups")
+            if rate:
+                found[epoch.epoch] = (updates - before) / rate
+            before = updates
+        return found
+
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""
         return next((e.epoch for e in self.epochs if is_perturbed(e)), None)

@@ -14,8 +14,10 @@ _NO_VALUE = "–"
 
 
 SUMMARIES = ("mean-std", "best-median")
-_LESS_IS_MORE = ("Perplexity",)
-_PERCENT = ("Accuracy", "F1")
+_LESS_IS_MORE = ("Perplexity", "NLL", "ECE")
+_PERCENT = ("Accuracy", "Token accuracy", "F1")
+_OF_VALIDATION = "valid "
+_FINE = ("NLL", "Entropy", "length ratio")
 _HUNDRED = ("BLEU", "chrF", "ROUGE", "Matthews", "Pearson", "Spearman", "STS", "SICK")
 """What the names of metrics begin with whose best value is 100."""
 _BLEU_OF_CHANCE = 1.0
@@ -27,6 +29,7 @@ def markdown_table(
     published: Optional[Published] = None,
     summary: str = "mean-std",
     paper_remark: str = "",
+    metrics: Optional[Sequence[str]] = None,
 ) -> str:
     """Formats runs as a table, with sacrebleu's signatures below it.
 
@@ -38,13 +41,14 @@ def markdown_table(
             Its metrics come in its order, before others.
         summary: what stands for the scores of several runs: ``mean-std``, or ``best-median``.
         paper_remark: what is to be said of the comparison, in the header of the paper's figures.
+        metrics: only these, in this order.
 
     Returns:
         Markdown. Columns without any value are left out.
     """
     groups = group_runs(runs, group_by)
     spread = ", mean ± std" if any(len(members) > 1 for members in groups.values()) else ""
-    columns = _columns(runs, published, summary, spread, paper_remark)
+    columns = _columns(runs, published, summary, spread, paper_remark, metrics)
     columns = [column for column in columns if any(column.cell(*g) for g in groups.items())]
     header = ["run", *(["runs"] if group_by else []), *(column.title for column in columns)]
     rows = []
@@ -69,6 +73,7 @@ def _columns(
     summary: str,
     spread: str,
     paper_remark: str,
+    wanted: Optional[Sequence[str]] = None,
 ) -> List[_Column]:
     """Returns every column that a table may have."""
     found = {metric for run in runs for metric in run.scores}
@@ -76,12 +81,15 @@ def _columns(
     if published:
         metrics += [m for m in published.metrics if m in found and m not in metrics]
     metrics += sorted(found - set(metrics))
+    if wanted is not None:
+        metrics = [metric for metric in wanted if metric in found]
     columns: List[_Column] = []
     for metric in metrics:
         if summary == "best-median":
             columns.append(_best_median_column(metric, _score_of(metric)))
         else:
-            columns.append(_mean_column(metric_title(metric) + spread, 2, _score_of(metric)))
+            digits = 3 if metric.endswith(_FINE) else 2
+            columns.append(_mean_column(metric_title(metric) + spread, digits, _score_of(metric)))
         if published and metric in published.metrics:
             title = f"{metric} in the paper" + (f" ({paper_remark})" if paper_remark else "")
             columns.append(_Column(title, _published_cell(published.metrics[metric])))
@@ -101,6 +109,8 @@ def metric_title(metric: str) -> str:
     >>> metric_title("Accuracy"), metric_title("BLEU"), metric_title("Perplexity")
     ('Accuracy (%) ↑', 'BLEU (of 100) ↑', 'Perplexity ↓')
     """
+    if metric.startswith(_OF_VALIDATION):
+        return _OF_VALIDATION + metric_title(metric[len(_OF_VALIDATION) :])
     if metric in _LESS_IS_MORE:
         return f"{metric} ↓"
     if metric in _PERCENT:

@@ -177,7 +177,7 @@ def test_every_number_is_checked(text):
             assert action.type.__module__ == number_types.__name__, (name, action.dest)
 
 
-NO_NUMBERS = ("plot_file", "_json_object", "_regular_expression", "_checkpoint_file")
+NO_NUMBERS = ("plot_file", "_json_object", "_regular_expression", "_checkpoint_file", "_list")
 PATHS = (Path,)
 
 

@@ -22,6 +22,7 @@ def needed(tmp_path, monkeypatch):
         "glue": ["RTE", "--model", "model.pt"],
         "mirror_bert": ["--model", ".", "--sts", "."],
         "adversarial_risk": ["--data", "."],
+        "evidence": ["--data", "."],
     }
     return lambda recipe: given.get(recipe, [])
 

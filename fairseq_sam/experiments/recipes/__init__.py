@@ -11,7 +11,7 @@ from fairseq_sam.reporting.scores import Published
 
 NAMES = (
     *("iwslt14_de_en", "iwslt15_en_vi", "textcnn_imdb", "lstm_ptb", "glue", "bart_cnn_dm"),
-    *("mirror_bert", "adversarial_risk", "quickstart"),
+    *("mirror_bert", "adversarial_risk", "quickstart", "evidence"),
 )
 
 

@@ -1,0 +1,173 @@
+"""The tasks of the evidence table: small models on real data that overfit within minutes of a core.
+
+What is fixed here was fixed before the runs: docs/results/protocol.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Iterator
+
+from fairseq_sam.experiments.command_lines import Command, commands
+
+FOLDS = range(1, 11)
+SPLITS = ("train", "valid", "test")
+LANGUAGES = ("de", "en")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its model, how long it is trained, and how it is scored.
+
+    Attributes:
+        title: of the report.
+        flags: those of fairseq-train, without optimizer and criterion.
+        criterion: the stock one, of which the per-sentence one is used.
+        alpha: R-Drop's.
+        epochs: in all.
+        start_epoch: first one with the perturbation; those before are the same for all methods.
+        metrics: of the table, the first one being what the methods are compared by.
+        train: how many examples are trained on, 0 for all.
+        base: the base optimizer.
+        score: the commands that score a run.
+    """
+
+    title: str
+    flags: str
+    criterion: str
+    alpha: int
+    epochs: int
+    start_epoch: int
+    metrics: str
+    train: int = 0
+    base: str = "adam"
+    score: str = """
+{python} {root}/scripts/scoring/calibration.py --checkpoint {run}/checkpoints/checkpoint_best.pt \\
+    --data {bin} --output {run}/scores.json
+"""
+
+
+_GENERATE = """
+{{python}} -m fairseq_cli.generate {{bin}} --user-dir {{root}}/fairseq_sam --gen-subset {0} \\
+    --path {{run}}/checkpoints/checkpoint_best.pt --source-lang de --target-lang en --beam 5 \\
+    --nbest 5 --remove-bpe --max-tokens 4000 --distributed-world-size 1 > {{run}}/nbest.{0}.txt"""
+_LENGTH_PENALTY = """
+{python} {root}/scripts/scoring/length_penalty.py --lang en --lowercase \\
+    --valid {run}/nbest.valid.txt --valid-reference {prepared}/valid.en \\
+    --test {run}/nbest.test.txt --test-reference {prepared}/test.raw.en \\
+    --output {run}/translations.json
+"""
+_LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-break-mode none
+    --batch-size 20 --required-batch-size-multiple 1 --clip-norm 0.25"""
+_OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
+
+TASKS = {
+    "mr": Task(
+        title="Movie reviews, TextCNN, folds of MR",
+        flags="""--task sentence_prediction --num-classes 2 --arch textcnn --windows '3,4,5'
+            --embed-dim 32 --feature-maps 32 --dropout 0.5 --max-positions 64
+            --shorten-method truncate --required-batch-size-multiple 1 --batch-size 50 --lr 1e-3
+            --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
+        criterion="sentence_prediction",
+        alpha=1,
+        epochs=7,
+        start_epoch=3,
+        metrics="Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
+    ),
+    "de_en": Task(
+        title="Multi30k De-En, a small Transformer",
+        flags="""--source-lang de --target-lang en --arch transformer
+            --share-decoder-input-output-embed --encoder-layers 2 --decoder-layers 2
+            --encoder-embed-dim 96 --decoder-embed-dim 96 --encoder-ffn-embed-dim 192
+            --decoder-ffn-embed-dim 192 --encoder-attention-heads 4 --decoder-attention-heads 4
+            --dropout 0.3 --label-smoothing 0.1 --adam-betas '(0.9, 0.98)' --lr 3e-3
+            --lr-scheduler inverse_sqrt --warmup-updates 200 --clip-norm 1.0 --max-tokens 2000""",
+        criterion="label_smoothed_cross_entropy",
+        alpha=5,
+        epochs=26,
+        start_epoch=19,
+        train=5000,
+        metrics="BLEU,BLEU at the best length penalty,chrF2,length ratio,"
+        f"{_OF_TOKENS},valid BLEU,valid NLL",
+        score=Task.score + _GENERATE.format("valid") + _GENERATE.format("test") + _LENGTH_PENALTY,
+    ),
+    "ptb_lstm": Task(
+        title="Penn Treebank, a small LSTM",
+        flags=f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
+            --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
+            --share-decoder-input-output-embed --dropout 0.2 --lr 3e-3""",
+        criterion="cross_entropy",
+        alpha=1,
+        epochs=12,
+        start_epoch=5,
+        train=8000,
+        metrics=f"{_OF_TOKENS},valid Perplexity",
+    ),
+    "ptb_transformer": Task(
+        title="Penn Treebank, a small Transformer",
+        flags=f"""{_LANGUAGE_MODEL} --arch transformer_lm --decoder-layers 2
+            --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 --decoder-attention-heads 4
+            --share-decoder-input-output-embed --dropout 0.2 --lr 2e-3""",
+        criterion="cross_entropy",
+        alpha=1,
+        epochs=12,
+        start_epoch=5,
+        train=8000,
+        metrics=f"{_OF_TOKENS},valid Perplexity",
+    ),
+}
+
+_REVIEWS = """
+{python} {root}/scripts/data/labelled_text.py --data {data} --fold {fold} --out {dir}/fold{fold}
+{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/fold{fold}/train.input0 \\
+    --validpref {dir}/fold{fold}/valid.input0 --testpref {dir}/fold{fold}/test.input0 \\
+    --destdir {dir}/fold{fold}/bin/input0 --nwordssrc 8000
+{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/fold{fold}/train.label \\
+    --validpref {dir}/fold{fold}/valid.label --testpref {dir}/fold{fold}/test.label \\
+    --destdir {dir}/fold{fold}/bin/label
+"""
+_PAIRS = """
+{python} {root}/scripts/data/parallel_text.py --data {data} --source de --target en --out {dir} \\
+    --limit {train} 1014
+cat {dir}/train.de {dir}/train.en > {dir}/train.both
+{subword_nmt} learn-bpe -s 2000 -i {dir}/train.both -o {dir}/bpe.codes
+"""
+_BPE = """
+{subword_nmt} apply-bpe -c {dir}/bpe.codes < {dir}/{part}.{lang} > {dir}/{part}.bpe.{lang}
+"""
+_BINARISED_PAIRS = """
+{python} -m fairseq_cli.preprocess --source-lang de --target-lang en --destdir {dir}/bin \\
+    --trainpref {dir}/train.bpe --validpref {dir}/valid.bpe --testpref {dir}/test.bpe
+"""
+_TEXT = """
+{unpack} {data}/ptb.{part}.txt{end} > {dir}/{part}.all
+head -n {lines} {dir}/{part}.all > {dir}/{part}
+"""
+_BINARISED_TEXT = """
+{python} -m fairseq_cli.preprocess --only-source --destdir {dir}/bin --trainpref {dir}/train \\
+    --validpref {dir}/valid --testpref {dir}/test
+"""
+
+
+def reviews(**values: Any) -> Iterator[Command]:
+    """Yields what prepares all folds of MR, whichever are asked for first."""
+    for fold in FOLDS:
+        yield from commands(_REVIEWS, fold=fold, **values)
+
+
+def pairs(**values: Any) -> Iterator[Command]:
+    """Yields what prepares parallel text."""
+    yield from commands(_PAIRS, **values)
+    for part, language in product(SPLITS, LANGUAGES):
+        yield from commands(_BPE, part=part, lang=language, **values)
+    yield from commands(_BINARISED_PAIRS, **values)
+
+
+def text(packed: bool, **values: Any) -> Iterator[Command]:
+    """Yields what prepares a text to model; it is cut to ``train`` lines."""
+    unpack, end = (["gunzip", "-c"], ".gz") if packed else ("cat", "")
+    for part in SPLITS:
+        lines = values["train"] if part == "train" else 1000000
+        yield from commands(_TEXT, part=part, lines=lines, unpack=unpack, end=end, **values)
+    yield from commands(_BINARISED_TEXT, **values)

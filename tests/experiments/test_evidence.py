@@ -1,0 +1,87 @@
+"""The evidence: what its protocol says is what is run."""
+
+import re
+
+import pytest
+
+from fairseq_sam.experiments.experiment import ROOT
+from fairseq_sam.experiments.recipes.evidence import RECIPE
+from fairseq_sam.experiments.recipes.evidence_tasks import TASKS
+from tests.experiments.runs import commands, flags, refused, trainings
+
+PROTOCOL = (ROOT / "docs" / "results" / "protocol.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def found(capsys, tmp_path, monkeypatch):
+    """``found(task, methods, options…)``: the commands."""
+    monkeypatch.chdir(tmp_path)
+    return lambda task, methods, *options: commands(
+        capsys, "evidence", "--task", task, "--data", tmp_path, "--seeds", 1, "--methods", methods,
+        "--out", "O", *options,
+    )  # fmt: skip
+
+
+def test_methods_are_those_of_the_protocol():
+    section = PROTOCOL.split("## Methods")[1].split("**Radius.**")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([a-z_]+)`", row)]
+    assert sorted(named) == sorted(RECIPE.default.split(","))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_lengths_are_those_of_the_protocol(found, task):
+    row = next(line for line in PROTOCOL.splitlines() if line.startswith(f"| `{task}` |"))
+    epochs, start = re.search(r"\| (\d+), (\d+)(?:st|nd|rd|th) \|", row).groups()
+    runs = trainings(found(task, "baseline,longer,sam,late"))
+    assert runs["shared/seed1"]["--max-epoch"] == str(int(start) - 1)
+    assert runs["runs/baseline/seed1"]["--max-epoch"] == epochs
+    assert runs["runs/longer/seed1"]["--max-epoch"] == str(2 * int(epochs) - int(start) + 1)
+    sam, late = runs["runs/sam/seed1"], runs["runs/late/seed1"]
+    assert (sam["--sam-start-epoch"], sam["--max-epoch"]) == (start, epochs)
+    assert (late["--sam-start-fraction"], late["--max-epoch"]) == ("0.7", epochs)
+    assert "--sam-start-epoch" not in late
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_one_radius_for_all(found, task):
+    for name, given in trainings(found(task, RECIPE.default)).items():
+        if "--base-optimizer" in given:
+            expected = "0.5" if "momentum" in name else "5%"
+            assert given["--sam-rho"] == expected, name
+    assert trainings(found(task, "sam@2%"))["runs/sam@2%/seed1"]["--sam-rho"] == "2%"
+
+
+def test_the_best_of_the_shared_epochs_stays_the_best(found):
+    copied = [words[1] for words in found("mr", "sam") if words[0] == "cp"]
+    assert [path.rsplit("/", 1)[1] for path in copied] == [
+        *("checkpoint_last.pt", "checkpoint_best.pt", "train.log")
+    ]
+
+
+def test_from_the_first_epoch_nothing_is_shared(found):
+    lines = found("mr", "baseline,longer,sam", "--start-epoch", 1)
+    runs = trainings(lines)
+    assert "shared/seed1" not in runs
+    assert runs["runs/longer/seed1"]["--max-epoch"] == str(2 * TASKS["mr"].epochs)
+
+
+def test_all_folds_are_prepared_and_each_run_has_its_own(found):
+    lines = found("mr", "baseline")
+    folds = {flags(words)["--fold"] for words in lines if "--fold" in words}
+    assert folds == {str(fold) for fold in range(1, 11)}
+    (training, *_) = [words for words in lines if "fairseq_cli.train" in words]
+    assert training[3] == "$OUT/prepared/fold1/bin"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--task", "mr"], "--data: is missing"),
+        (["--task", "mr", "--data", ".", "--seeds", "11"], "--seeds: 11 is not allowed"),
+        (["--task", "sst"], "--task: invalid choice"),
+    ],
+)
+def test_misuse(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, "evidence", *arguments)

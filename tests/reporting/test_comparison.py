@@ -1,0 +1,168 @@
+"""Paired differences, against scipy and by hand."""
+
+import doctest
+
+import pytest
+
+from fairseq_sam.commands import main
+from fairseq_sam.reporting import comparison
+from fairseq_sam.reporting.comparison import (
+    comparison_table,
+    differences,
+    holm,
+    paired_difference,
+    relative_times,
+)
+from fairseq_sam.reporting.runs import Run
+from fairseq_sam.reporting.scores import Score
+from fairseq_sam.reporting.train_log import EpochLog
+from tests.commands.test_report import json_line
+
+stats = pytest.importorskip("scipy.stats")
+BY_SEED = r"/seed\d+"
+
+
+def run(name, score, *rates, metric="BLEU"):
+    epochs = [
+        EpochLog(number, {"ups": rate, "num_updates": 10.0 * number})
+        for number, rate in enumerate(rates, 1)
+    ]
+    return Run(name, epochs, {metric: Score(score)})
+
+
+def runs_of(**scores):
+    return [
+        run(f"{name}/seed{seed}", value)
+        for name, values in scores.items()
+        for seed, value in enumerate(values, 1)
+    ]
+
+
+def test_examples_of_the_docs():
+    assert doctest.testmod(comparison).failed == 0
+
+
+class TestPairedDifference:
+    values, others = [30.1, 29.5, 31.0, 30.2, 30.6], [29.8, 29.6, 30.1, 30.0, 30.0]
+
+    def test_against_scipy(self):
+        found = paired_difference(self.values, self.others)
+        test = stats.ttest_rel(self.values, self.others)
+        assert found.p_value == pytest.approx(test.pvalue)
+        interval = test.confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+        assert found.effect == pytest.approx(test.statistic / 5**0.5)
+
+    def test_one_pair_has_no_interval(self):
+        assert paired_difference([2.0], [1.0]) == (1, 1.0, None, None, None, None, None)
+
+    def test_the_same_twice(self):
+        found = paired_difference([2.0, 3.0], [2.0, 3.0])
+        assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+        assert found.effect is None
+        assert paired_difference([3.0, 4.0], [2.0, 3.0]).p_value == 0
+
+    def test_a_run_that_diverged_has_no_interval(self):
+        assert paired_difference([2.0, float("inf")], [2.0, 3.0]).low is None
+
+
+class TestHolm:
+    def test_by_hand(self):
+        # 5 · 0.001, 4 · 0.012, 3 · 0.02; 2 · 0.02 would be less than that before; 0.9.
+        assert holm([0.02, 0.001, 0.9, 0.012, 0.02]) == pytest.approx(
+            [0.06, 0.005, 0.9, 0.048, 0.06]
+        )
+
+    def test_limits(self):
+        assert holm([]) == []
+        assert holm([0.03]) == [0.03]
+        assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+class TestDifferences:
+    def test_pairs_are_of_the_same_seed(self):
+        # Of the second seed there is no run of sam; the order of the runs does not matter.
+        runs = [*runs_of(baseline=[1.0, 5.0, 9.0]), run("sam/seed3", 9.5), run("sam/seed1", 1.5)]
+        found = differences(runs, BY_SEED, "baseline", "BLEU")
+        assert found["sam"][:4] == (2, 0.5, 0.5, 0.5)
+        assert "baseline" not in found
+
+    def test_correction_is_for_the_number_of_rows(self):
+        runs = runs_of(
+            baseline=[1.0, 2.0, 3.0], sam=[1.5, 2.4, 3.6], other=[1.1, 1.9, 3.0], one=[2.0]
+        )
+        found = differences(runs, BY_SEED, "baseline", "BLEU")
+        expected = holm([found["sam"].p_value, found["other"].p_value])
+        assert [found["sam"].corrected, found["other"].corrected] == expected
+        assert found["one"].corrected is None
+
+    def test_nothing_to_compare(self):
+        runs = runs_of(sam=[1.0])
+        assert differences(runs, BY_SEED, "baseline", "BLEU") == {}
+        assert comparison_table(runs, BY_SEED, "baseline", ["BLEU"]) == ""
+
+    def test_relative_times(self):
+        # The fastest of each epoch: 10/5 + 10/10 s, and 10/2.5 + 10/2.5 s.
+        runs = [run("baseline/seed1", 1, 5.0, 1.0), run("baseline/seed2", 1, 1.0, 10.0)]
+        runs += [run("sam/seed1", 1, 2.5, 2.5), run("sam/seed2", 1)]
+        found = relative_times(runs, BY_SEED, "baseline")
+        assert found == pytest.approx({"baseline": 1, "sam": 8 / 3})
+        assert relative_times(runs, BY_SEED, "absent") == {}
+
+    def test_table(self):
+        runs = runs_of(baseline=[1.0, 2.0, 3.0], sam=[2.0, 3.1, 4.2], bad=[0.0, 1.2, 2.5])
+        lines = comparison_table(runs, BY_SEED, "baseline", ["BLEU", "absent"]).splitlines()
+        assert lines[0] == "| minus baseline | pairs | time (baseline = 1) | BLEU |"
+        assert lines[2].startswith("| sam | 3 | – | +1.10 [+0.85, +1.35] p 0.005* d +11.0 |")
+        assert "−0.77 [" in lines[3]
+
+    def test_the_lowest_validation_loss_is_there_too(self):
+        runs = runs_of(baseline=[1.0, 2.0], sam=[2.0, 3.0])
+        for each, losses in zip(runs, ([3.0, 2.0], [3.0, 2.5], [1.5, 9.0], [2.0, 9.0])):
+            for number, loss in enumerate(losses, 1):
+                each.epochs.append(EpochLog(number, {}, {"loss": loss}))
+        found = differences(runs, BY_SEED, "baseline", comparison.VALID_LOSS)
+        assert found["sam"].mean == -0.5
+        assert f"| {comparison.VALID_LOSS} |" in comparison_table(runs, BY_SEED, "baseline", [])
+
+
+class TestCommand:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        found = []
+        for name, shift in (("baseline", 0.0), ("sam", 1.0)):
+            for seed in (1, 2, 3):
+                folder = tmp_path / name / f"seed{seed}"
+                folder.mkdir(parents=True)
+                value = 20 + seed + shift * (1 + seed / 10)
+                (folder / "scores.json").write_text(
+                    f'[{{"name": "BLEU", "score": {value}}}, {{"name": "chrF2", "score": 1}}]'
+                )
+                (folder / "train.log").write_text(
+                    json_line("train", 1, loss=2, ups=10 - 5 * shift, num_updates=30)
+                )
+                found.append(str(folder))
+        return found
+
+    def test_report(self, folders, tmp_path, capsys):
+        pytest.importorskip("matplotlib")
+        options = ["--group-by", "/seed[0-9]+", "--relative-to", str(tmp_path)]
+        options += ["--metrics", "BLEU", "--against", "baseline,absent"]
+        picture = tmp_path / "cost.png"
+        assert main(["report", *folders, *options, "--cost-plot", str(picture)]) == 0
+        text = capsys.readouterr().out
+        assert "| sam | 3 | 2.00 | +1.20 [+0.95, +1.45] p 0.002* d +12.0 |" in text
+        assert "chrF2" not in text
+        assert "absent" not in text
+        assert picture.stat().st_size > 0
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--against", "baseline"], "--against needs --group-by"),
+            (["--cost-plot", "x.png"], "--cost-plot needs --against and --metrics"),
+        ],
+    )
+    def test_misuse(self, folders, capsys, options, message):
+        assert main(["report", *folders, *options]) != 0
+        assert message in capsys.readouterr().err
