@@ -16,7 +16,7 @@ Flag = Dict[str, Any]
 
 def methods() -> str:
     """Returns the table of methods: the defaults of their parts."""
-    from fairseq_sam.commands.methods import _parts
+    from fairseq_sam.commands.methods import _cell, _parts
     from fairseq_sam.perturbation.settings import METHODS
 
     lines = [
@@ -30,7 +30,7 @@ def methods() -> str:
             scale = f"{scale}, {parts['granularity']}"
         passes = "K + 1" if parts["risk"] == "mean" else parts["passes"]
         cells = [parts["norm"], scale, parts["direction"], parts["risk"], parts["sentences"]]
-        lines.append(f"| `{name}` | {parts['rho']:g} | {' | '.join(cells)} | {passes} |")
+        lines.append(f"| `{name}` | {_cell(parts['rho'])} | {' | '.join(cells)} | {passes} |")
     return "\n".join(lines)
 
 

@@ -107,6 +107,8 @@ def _combine(one: str, other: str) -> bool:
 
 def _parts(settings: Any) -> Dict[str, Any]:
     parts = {part: getattr(settings, part) for part in _PARTS if part != "sentences"}
+    if settings.share is not None:
+        parts["rho"] = settings.describe_radius()
     weighting = "one perturbation each" if settings.per_instance else settings.weighting
     return {**parts, "sentences": weighting, "passes": _passes(settings)}
 

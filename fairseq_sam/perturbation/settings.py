@@ -171,6 +171,10 @@ class PerturbationSettings:
                     "pass at w"
                 )
 
+    def describe_radius(self) -> str:
+        """Returns the radius as one writes it: a number, or a share such as 5%."""
+        return f"{self.rho:g}" if self.share is None else f"{self.share * 100:g}%"
+
     @property
     def needs_pass(self) -> bool:
         """Whether a pass at w comes before the one that is trained on."""
@@ -206,10 +210,15 @@ METHODS: Dict[str, PerturbationSettings] = {
     "layer_sam": PerturbationSettings(rho=1e-5, scale="weight-over-gradient", granularity="layer"),
     # Zhang et al. 2021; the radius is the one of GA-SAM App. C for the Transformer.
     "multi_step_defense": PerturbationSettings(rho=5e-4, norm="linf", risk="mean"),
-    # GA-SAM Eqs. 13-14; with a mean loss 2e-4 moves a weight of a Transformer as far as the
-    # paper's 0.8 does with its summed losses of 4k tokens.
+    # GA-SAM Eqs. 13-14; a share, since no radius suits both training from scratch and fine-tuning
+    # (docs/methods.md).
     "ga_sam": PerturbationSettings(
-        rho=2e-4, norm="linf", scale="gradient-strength", granularity="layer", risk="mean"
+        rho=math.inf,
+        share=0.02,
+        norm="linf",
+        scale="gradient-strength",
+        granularity="layer",
+        risk="mean",
     ),
     # Zhou et al. 2022: ρ and η of BART on CNN/DM; β as for three of the eight GLUE
     # tasks of the draft with BERT.
@@ -232,7 +241,7 @@ def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
     Args:
         method: a key of :data:`METHODS`.
         **overrides: fields of :class:`PerturbationSettings`; None keeps the method's own value. A
-            share without rho has no greatest radius.
+            share without rho has no greatest radius, and rho without a share is the radius.
 
     Raises:
         ValueError: for an unknown method or an impossible combination.
@@ -247,6 +256,8 @@ def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
     preset = METHODS[method]
     if "share" in given:
         given.setdefault("rho", math.inf)
+    elif "rho" in given:
+        given["share"] = None
     scale = given.get("scale", preset.scale)
     if "granularity" not in given:
         # A scale of its own brings or drops the need for groups.

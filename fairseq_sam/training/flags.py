@@ -27,7 +27,7 @@ from fairseq_sam.flags.number_types import (
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 from fairseq_sam.perturbation.direction import DIRECTIONS
-from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, NORMS, RISKS, WEIGHTINGS
+from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, METHODS, NORMS, RISKS, WEIGHTINGS
 from fairseq_sam.training.gate import Gate
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
     add("--sam-rho", type=radius, metavar="R",
         help="radius of the constraint set (ρ in SAM and δ-SAM, ε in GA-SAM), or a share like 5%%: "
              "the radius at which the loss of the mini-batch rises by that share to first order; "
-             f"0 is the base optimizer alone (default: {preset.rho:g})")
+             "0 is the base optimizer alone (default: "
+             f"{preset.describe_radius().replace('%', '%%')})")
     add("--sam-rho-max", type=positive, metavar="R",
         help="with a share: the greatest radius (default: none)")
     add("--sam-norm", choices=NORMS, help=f"norm of the constraint (default: {preset.norm})")
@@ -155,7 +156,7 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         ValueError: for combinations that cannot work, naming flag, value and what is allowed.
     """
     _refuse_unsupported(args, method)
-    share = share_of(args.sam_rho)
+    share = METHODS[method].share if args.sam_rho is None else share_of(args.sam_rho)
     if args.sam_rho_max is not None and share is None:
         raise ValueError(
             f"argument --sam-rho-max: {args.sam_rho_max:g} is not allowed: it needs a share as "
@@ -240,9 +241,9 @@ def _gate_from(args: Namespace) -> Gate:
 
 def _described(settings: PerturbationSettings) -> str:
     if settings.share is None:
-        return f"{settings.rho:g}"
+        return settings.describe_radius()
     most = "" if math.isinf(settings.rho) else f", at most {settings.rho:g}"
-    return f"for {settings.share * 100:g}% of the loss{most}"
+    return f"for {settings.describe_radius()} of the loss{most}"
 
 
 def require_sentences(criterion: Any, name: str) -> None:
