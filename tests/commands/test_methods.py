@@ -19,8 +19,10 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_all_methods_with_their_defaults(figures: Any) -> None:
     assert list(figures) == list(METHODS)
     for name, settings in METHODS.items():
-        for part in ("rho", "norm", "scale", "granularity", "risk", "num_steps"):
+        for part in ("norm", "scale", "granularity", "risk", "num_steps"):
             assert figures[name][part] == getattr(settings, part)
+    assert figures["sam"]["rho"] == 0.05
+    assert figures["ga_sam"]["rho"] == "2%"
 
 
 def test_cost(figures: Any) -> None:
@@ -33,7 +35,7 @@ def test_cost(figures: Any) -> None:
 def test_flags_are_those_of_the_optimizer(figures: Any) -> None:
     flags = {each["flag"]: each for each in figures["ga_sam"]["flags"]}
     assert {"--base-optimizer", "--sam-rho", "--sam-steps", "--delta-sam-eta"} <= set(flags)
-    assert "(default: 0.0002)" in flags["--sam-rho"]["help"]
+    assert "(default: 2%%)" in flags["--sam-rho"]["help"]
     assert flags["--sam-norm"]["value"] == "l2|linf"
 
 
@@ -45,7 +47,7 @@ def test_table(capsys: Any) -> None:
     assert "alone (default: the method's)" in out
     assert main(["methods", "ga_sam"]) == 0
     out = capsys.readouterr().out
-    assert "alone (default: 0.0002)" in out
+    assert "alone (default: 2%)" in out
     assert "layer_sam" not in out
 
 
