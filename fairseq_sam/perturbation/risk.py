@@ -234,9 +234,11 @@ class SharpnessAwareLoss:
         under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
         try:
             if num_ascents is not None and self._position >= num_ascents:
-                self.weights.go_back()
+                self.weights.go_back(stay=under_way.replay.is_known)
                 return under_way.train()
             if not self.settings.needs_pass:
+                if self.num_steps == 0:
+                    under_way.find_writes()
                 under_way.follow_momentum(
                     self._aligned("direction is momentum", "momentum", momentum)
                 )

@@ -165,7 +165,7 @@ class PerturbationSettings:
             ("loss_reduction", self.loss_reduction, "mean"),
         ):
             if value != allowed:
-                only = "it must be left out" if allowed is None else f"it must be {allowed}"
+                only = f"it must be {allowed}" if allowed is not None else "it must be a number"
                 raise ValueError(
                     f"{name} is {value}: {only} with the direction {self.direction}, which has no "
                     "pass at w"

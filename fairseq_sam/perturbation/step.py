@@ -196,6 +196,12 @@ class RepeatedStep:
             foreach.put_gradients(self._loss.trained, self._accumulated)
         self.replay.finish()
 
+    def find_writes(self) -> None:
+        """Runs a pass at w for nothing but what it writes into weights, where no other comes."""
+        this = Pass(self, ascends=True, probes=True)
+        with self._watching_for_writes(), self.replay.probing(), self._no_sync(), torch.no_grad():
+            self._run(this)
+
     def probe(self) -> None:
         """Looks at the sentences' losses at w + h r and, for the published weights, w − h r."""
         dtype = self._compute_dtype or self._weights.weights[0].dtype
@@ -274,19 +280,18 @@ class RepeatedStep:
         """Context of the step's first pass, which finds the weights that a pass writes into.
 
         They are known by their version or place. What was written past both, through ``.data``, is
-        seen by its value, in the 1st, 8th, 64th … step, as looking waits for the GPU. Of a weight
-        at w + a what was written stays and the rest goes back to w; but where nobody looked, it
-        all goes back, and the next step knows.
+        seen by its value, in the 1st, 8th, 64th … step, as looking waits for the GPU. What is found
+        at w + a goes back to w as if it had not been written, and the next step knows.
         """
         loss = self._loss
         loss.num_steps += 1
-        looks, is_displaced = self._looks(), self._weights.perturbed
+        is_displaced = self._weights.perturbed
+        looks = self._looks() and not is_displaced
         if not is_displaced:
             self._weights.take_snapshot()
-        at_w = {id(w): value for w, value in zip(*self._weights.with_snapshot())}
+        noted = {id(w): value for w, value in zip(*self._weights.with_snapshot())}
         watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
-        noted = {} if is_displaced else dict(at_w)
-        if loss.num_steps == 1 or (looks and is_displaced):  # of the frozen and left out too
+        if loss.num_steps == 1:  # of those that are frozen or left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
         self._marks = {id(w): (w, _mark(w)) for w in watched}
         try:
@@ -303,14 +308,11 @@ class RepeatedStep:
             or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
         ]
         loss.written += written
-        known = {**noted, **at_w}
-        back = [weight for weight in written if id(weight) in known]
-        before = [known[id(weight)] for weight in back]
+        back = [weight for weight in written if id(weight) in noted]
+        before = [noted[id(weight)] for weight in back]
         if is_displaced:
             with torch.no_grad():
-                for weight, w in zip(back, before):
-                    was = noted.get(id(weight), weight)
-                    weight.copy_(torch.where(weight == was, w, weight))
+                foreach.copy_(back, before)
         self.replay.unwrite(back, before)
 
     def _looks(self) -> bool:

@@ -6,7 +6,7 @@ one of its two neighbours with probabilities that make the mean exact.
 """
 
 import contextlib
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -178,15 +178,20 @@ class PerturbedWeights:
         self._remembered = ({i: self.weights[i].detach().clone() for i in self._moving}, said)
 
     @torch.no_grad()
-    def go_back(self) -> None:
-        """Moves the weights to where they were remembered to be, by the perturbation of then."""
+    def go_back(self, stay: Callable[[Tensor], bool] = lambda weight: False) -> None:
+        """Moves the weights to where they were remembered to be, by the perturbation of then.
+
+        Args:
+            stay: tells of a weight whether it stays at w.
+        """
         assert self._remembered is not None
         values, said = self._remembered
         self.begin()
         self.take_snapshot()
         self.perturbed = True
         self.finite, self.norm, self.realised, self._rho = said
-        foreach.copy_([self.weights[i] for i in values], list(values.values()))
+        moving = [i for i in values if not stay(self.weights[i])]
+        foreach.copy_([self.weights[i] for i in moving], [values[i] for i in moving])
         torch.clear_autocast_cache()
 
     def forget(self) -> None:

@@ -301,6 +301,10 @@ def _flag_named(message: str) -> str:
     flags = {"num_steps": "sam-steps", "weighting": "delta-sam-variant"}
     flags.update({part: f"delta-sam-{part}" for part in ("eta", "beta", "probe_radius")})
     flag = flags.get(name, f"sam-{name}").replace("_", "-")
+    if name == "share":
+        flag, value = "sam-rho", f"{float(value) * 100:g}%"
+    if name == "weighting":  # no value of the flag
+        reason = reason.replace("it must be uniform", "it must be left out")
     return f"--{flag}: {value} is not allowed: {reason}"
 
 

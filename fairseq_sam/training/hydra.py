@@ -18,6 +18,11 @@ class _RaisingParser(ArgumentParser):
         raise ValueError(message)
 
 
+def is_hydras(parser: ArgumentParser) -> bool:
+    """Returns whether a parser reads the keys of ``fairseq-hydra-train``."""
+    return isinstance(parser, _RaisingParser)
+
+
 def namespace_from_hydra(
     cfg: DictConfig, optimizer: Any
 ) -> Tuple[Namespace, Union[Namespace, DictConfig]]:

@@ -29,7 +29,7 @@ from fairseq_sam.training.flags import (
     config_from,
     warn_if_never_open,
 )
-from fairseq_sam.training.hydra import namespace_from_hydra
+from fairseq_sam.training.hydra import is_hydras, namespace_from_hydra
 from fairseq_sam.training.optimizer_state import has_momentum, has_second_moments
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
             add_base_flags(parser, base)
         known, rest = parse(args, namespace)
         problem = None
-        if known.base_optimizer == "composite":
+        if known.base_optimizer == "composite" and not is_hydras(parser):
             parser.error(
                 "argument --base-optimizer: composite has no flags for its groups: use "
                 "fairseq-hydra-train"

@@ -71,10 +71,12 @@ def sub_batch(
 
 
 def _count(sample: Dict[str, Any]) -> int:
-    numbers = sample.get("id")
-    return (
-        int(sample["nsentences"]) if numbers is None or isinstance(numbers, int) else len(numbers)
-    )
+    """Returns the number of rows: of sentences, and of those that only pad to a fixed number."""
+    numbers: Any = sample.get("id")
+    tokens: Any = _net_input(sample).get("src_tokens")
+    if numbers is None or isinstance(numbers, int):
+        return int(sample["nsentences"])
+    return max(len(numbers), int(tokens.size(0)) if _is_text(tokens) else 0)
 
 
 def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[str, Any]:
@@ -88,7 +90,7 @@ def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[
     if "nsentences" in part:
         part["nsentences"] = len(rows)
     if "ntokens" in part:
-        counted = _counted_tokens(sample, padding_idx)
+        counted = _tokens_of_rows(sample, padding_idx)
         part["ntokens"] = (
             part["ntokens"] * len(rows) / count if counted is None else int(counted[rows].sum())
         )
@@ -116,17 +118,19 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and not value.is_floating_point()
 
 
-def _counted_tokens(sample: Dict[str, Any], padding_idx: int) -> Optional[Tensor]:
-    """Returns where the tokens are that fairseq counted as ``ntokens``; None if they are no text.
+def _tokens_of_rows(sample: Dict[str, Any], padding_idx: int) -> Optional[Tensor]:
+    """Returns how many tokens of ``ntokens`` are of each sentence; None if that is not known.
 
-    They are the target's, or else the source's.
+    They are the target's, or else the source's; of speech, frames.
     """
-    candidates: List[Any] = [sample.get("target"), _net_input(sample).get("src_tokens")]
-    masks = [tokens.ne(padding_idx) for tokens in candidates if _is_text(tokens)]
-    for mask in masks:
-        if int(mask.sum()) == sample.get("ntokens"):
-            return mask
-    return masks[-1] if masks else None
+    net_input = _net_input(sample)
+    texts: List[Any] = [sample.get("target"), net_input.get("src_tokens")]
+    counts = [tokens.ne(padding_idx).sum(1) for tokens in texts if _is_text(tokens)]
+    lengths: List[Any] = [sample.get("target_lengths"), net_input.get("src_lengths")]
+    for rows in [*counts, *(each for each in lengths if isinstance(each, Tensor))]:
+        if int(rows.sum()) == sample.get("ntokens"):
+            return rows
+    return counts[-1] if counts else None
 
 
 def _net_input(sample: Dict[str, Any]) -> Dict[str, Any]:
@@ -137,20 +141,37 @@ def _trim(part: Dict[str, Any], whole: Dict[str, Any], padding_idx: int) -> None
     """Drops the columns that are padding, in place of the dictionaries but not of the tensors.
 
     What has the source's rows and columns is padded where that is: durations, masks. With a
-    decoder, its input and whatever else has the target's is padded where the target is.
+    decoder, its input and whatever else has the target's is padded where the target is. No word
+    is dropped.
     """
-    net_input, target = _net_input(part), part.get("target")
+    net_input = _net_input(part)
+    target: Any = part.get("target")
     source, previous = net_input.get("src_tokens"), net_input.get("prev_output_tokens")
     of_source = _used_columns(part, whole, "src_tokens", padding_idx)
+    targets = target if isinstance(target, list) else [target]
     of_target = None
-    if isinstance(target, Tensor) and (_is_like(previous, target) or isinstance(previous, list)):
+    has_decoder = isinstance(previous, list) or _is_like(previous, targets[0])
+    if isinstance(targets[0], Tensor) and has_decoder:
         of_target = _used_columns(part, whole, "target", padding_idx)
+
+    def trimmed(key: str, value: Any) -> Any:
+        if key == "target" and isinstance(value, list):
+            return [trimmed(key, each) for each in value]
+        if of_target is not None and _is_like(value, targets[0]):
+            return value[:, of_target]
+        if of_source is None or not _is_like(value, source):
+            return value
+        is_text = key in ("target", "prev_output_tokens") and _is_text(value)
+        if is_text and bool((value[:, ~of_source] != padding_idx).any()):
+            return value
+        return value[:, of_source]
+
     for holder in (net_input, part):
         for key, value in holder.items():
-            if key != "src_tokens" and of_target is not None and _is_like(value, target):
-                holder[key] = value[:, of_target]
-            elif of_source is not None and _is_like(value, source):
-                holder[key] = value[:, of_source]
+            if key == "src_tokens":
+                holder[key] = value if of_source is None else value[:, of_source]
+            else:
+                holder[key] = trimmed(key, value)
 
 
 def _used_columns(
@@ -160,6 +181,9 @@ def _used_columns(
     is_source = key == "src_tokens"
     holder, before = (_net_input(part), _net_input(whole)) if is_source else (part, whole)
     value: Any = holder.get(key)
+    if isinstance(value, list):
+        texts = [each for each in value if _is_text(each)]
+        return torch.stack([each.ne(padding_idx).any(0) for each in texts]).any(0)
     if _is_text(value):
         used: Tensor = value.ne(padding_idx).any(0)
         return used

@@ -350,3 +350,41 @@ def test_targets_that_are_not_of_the_sentences():
 def test_made_batches_of_fairseqs_benchmarks_have_one_number_for_all():
     whole = {**translation_batch([(3, 2), (2, 4)]), "id": 1}
     assert len(split_sentences(whole, PAD)) == 2
+
+
+def test_no_word_of_a_target_is_dropped_by_where_the_source_is_padding():
+    """A source that is padded left, as wide as a target of which no decoder reads anything."""
+    whole = translation_batch([(2, 4), (4, 4)])
+    del whole["net_input"]["prev_output_tokens"]
+    whole["net_input"]["src_tokens"] = torch.tensor([[PAD, PAD, 5, 6], [PAD, 7, 8, 9]])
+    whole["target"] = torch.tensor([[9, 10, 2, PAD], [9, 10, 11, 2]])
+    part = split_sentences(whole, PAD)[0]
+    assert part["target"].tolist() == [[9, 10, 2, PAD]]
+    assert part["net_input"]["src_tokens"].tolist() == [[5, 6]]
+
+
+def test_several_targets_are_trimmed_with_the_decoders_input():
+    whole = translation_batch([(4, 2), (2, 4)])
+    whole["target"] = [whole["target"], whole["target"] + 0]
+    part = split_sentences(whole, PAD)[0]
+    assert [each.shape for each in part["target"]] == [(1, 2), (1, 2)]
+    assert part["net_input"]["prev_output_tokens"].shape == (1, 2)
+
+
+def test_frames_are_what_speech_counts():
+    whole = speech_batch([3, 9, 5, 7], [6, 2, 4, 8])
+    whole["net_input"]["src_tokens"] = torch.full((4, 9), 5)
+    assert sub_batch(whole, PAD, 0.5, draw=0)["ntokens"] == 10
+
+
+def test_rows_that_only_pad_are_rows():
+    """``--pad-to-fixed-bsz`` adds them to a smaller last batch."""
+    whole = batch_of([3, 2])
+    for holder, key in (
+        (whole["net_input"], "src_tokens"),
+        (whole["net_input"], "prev_output_tokens"),
+        (whole, "target"),
+    ):
+        holder[key] = torch.cat([holder[key], torch.full((1, 3), PAD)])
+    parts = split_sentences(whole, PAD)
+    assert [part["ntokens"] for part in parts] == [3, 2, 0]
