@@ -7,6 +7,7 @@ user calls in ``risk``. Only for some methods: δ-SAM's weights in ``sentence_we
 directions in ``direction``, the functional risk in ``outputs``.
 """
 
+from fairseq_sam.perturbation.ascent import SecondMoment
 from fairseq_sam.perturbation.risk import SharpnessAwareLoss
 from fairseq_sam.perturbation.settings import METHODS, PerturbationSettings, method_settings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass
@@ -19,6 +20,7 @@ __all__ = [
     "Pass",
     "PerturbationSettings",
     "PerturbedWeights",
+    "SecondMoment",
     "SharpnessAwareLoss",
     "method_settings",
 ]

@@ -63,8 +63,8 @@ class Scale:
         uses_weights: whether it needs ‖w_i‖ (which costs a pass over the weights).
         divides_by_gradient: whether ‖g_i‖ stands below the line, which needs a floor.
         source: where it comes from.
-        uses_second_moments: whether the formula's first argument is √v̂ + δ of each weight, 0 where
-            nothing is remembered, in place of ‖w_i‖.
+        uses_second_moments: whether the formula's first argument is √v̂ + δ of each weight in place
+            of ‖w_i‖; :class:`SecondMoment`.
     """
 
     formula: Formula
@@ -83,16 +83,13 @@ SCALES: Dict[str, Scale] = {
     ),
     "inverse-gradient": Scale(lambda w, g, size, n: 1 / g, False, True, "GA-SAM Table 2"),
     "weight-strength": Scale(lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"),
-    "adam": Scale(
-        lambda d, g, size, n: torch.where(d > 0, d, g).rsqrt(), False, False, "ours", True
-    ),
+    "adam": Scale(lambda d, g, size, n: d.rsqrt(), False, True, "ours", True),
 }
 """One line a scale: a formula in ‖w_i‖, ‖g_i‖, n_i and the number n of all perturbed weights.
 
-``adam`` is T² = 1/(√v̂ + δ), v̂ and δ being the base optimizer's, weight by weight. Where nothing is
-remembered, as of a word that comes for the first time, |g| stands in for √v̂ + δ: then, for p = 2,
-the step is a sign step. Before the first update T is 1. The preconditioned SAM of Singh et al. 2025
-is of this kind; whether it is the same we could not find out.
+``adam`` is T² = 1/(√v̂ + δ), weight by weight, with the base optimizer's v̂ and δ. Before the first
+update T is 1. The preconditioned SAM of Singh et al. 2025 is of this kind; whether it is the same
+we could not find out.
 """
 
 MEMORYLESS = {name: scale for name, scale in SCALES.items() if not scale.uses_second_moments}
@@ -102,26 +99,35 @@ MEMORYLESS = {name: scale for name, scale in SCALES.items() if not scale.uses_se
 class SecondMoment(NamedTuple):
     """What a base optimizer remembers of a weight's squared gradients, of the mean loss.
 
+    As in Adam the present gradient is counted in before it is divided by: v' = β v + (1 − β) g²,
+    v̂ = correction · v'. Without it a word that comes for the first time, or after a long while,
+    would have √v̂ of next to nothing, and would move alone.
+
     Attributes:
         value: v, shaped like the weight; of Adafactor the means of its rows.
         columns: of Adafactor the means of the columns; then v = rows ⊗ columns / mean(rows).
-        correction: v̂ = correction · v.
+        decay: β.
+        correction: of the bias.
+        factor: what v is to be multiplied by.
         delta: δ.
     """
 
     value: Tensor
     columns: Optional[Tensor] = None
-    correction: Union[float, Tensor] = 1.0
+    decay: Radius = 0.999
+    correction: Radius = 1.0
+    factor: Radius = 1.0
     delta: float = 1e-8
 
-    def denominator(self) -> Tensor:
-        """Returns √v̂ + δ, 0 where v is, in float32 at least."""
-        v = at_least_float32(self.value) * self.correction
+    def denominator(self, gradient_norm: Tensor) -> Tensor:
+        """Returns √v̂ + δ of each weight, given |g|."""
+        v = at_least_float32(self.value) * self.factor
         if self.columns is not None:
             shares = v / v.mean(-1, keepdim=True)
             v = shares.unsqueeze(-1) * at_least_float32(self.columns).unsqueeze(-2)
             v = torch.where(torch.isfinite(v), v, torch.zeros_like(v))
-        return torch.where(v > 0, v.sqrt() + self.delta, torch.zeros_like(v))
+        v = v.to(gradient_norm) * self.decay + gradient_norm.square() * (1 - self.decay)
+        return (v * self.correction).sqrt() + self.delta
 
 
 class Computed(Sequence[Tensor]):

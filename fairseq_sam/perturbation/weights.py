@@ -330,6 +330,8 @@ class PerturbedWeights:
     ) -> Blocks:
         assert self._groups is not None
         groups, scale = self._groups, SCALES[self.settings.scale]
+        if scale.uses_second_moments and not any(m is not None for m in self.second_moments):
+            scale = SCALES["none"]  # before the first update
         sizes = groups.sizes(norms)
         noise: Blocks = [torch.zeros(())] * len(norms)
         if scale.divides_by_gradient:
@@ -339,21 +341,19 @@ class PerturbedWeights:
         if scale.uses_weights:
             weight_norms = groups.norms([self.weights[i] for i in self._moving])
         elif scale.uses_second_moments:
-            weight_norms = self._denominators(norms)
+            weight_norms = self._denominators(norms, divisor)
         return [
             scale_of_groups(scale, w, g / divisor, size, groups.num_weights, noise)
             for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
         ]
 
-    def _denominators(self, norms: Blocks) -> Blocks:
-        """Returns √v̂ + δ of each moving weight, 0 where v̂ is; 1 before the first update."""
-        moments = [self.second_moments[i] for i in self._moving] if self.second_moments else []
-        if not any(moment is not None for moment in moments):
-            return Computed(len(norms), lambda i: torch.ones_like(norms[i]))
+    def _denominators(self, norms: Blocks, divisor: "float | Tensor") -> Blocks:
+        """Returns √v̂ + δ of each moving weight; |g| where nothing is remembered of it alone."""
+        moments = [self.second_moments[i] for i in self._moving]
 
         def denominator(i: int) -> Tensor:
-            moment, like = moments[i], norms[i]
-            return torch.zeros_like(like) if moment is None else moment.denominator().to(like)
+            moment, g = moments[i], norms[i] / divisor
+            return g if moment is None else moment.denominator(g)
 
         return Computed(len(norms), denominator)
 

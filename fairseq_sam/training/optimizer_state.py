@@ -91,17 +91,19 @@ def second_moments_of(optimizer: Any, trained: Sequence[Tensor]) -> List[Optiona
                     found[id(weight)] = SecondMoment(
                         part,
                         state.get("exp_avg_sq_col"),
-                        _correction(group, state),
-                        group["eps"] if isinstance(group["eps"], float) else 1e-8,
+                        **_decay(group, state),
+                        factor=state.get("exp_avg_sq_scale", 1.0),
                     )
     return [found.get(id(weight)) for weight in trained]
 
 
-def _correction(group: Dict[str, Any], state: Dict[str, Any]) -> Any:
-    """Returns v̂ / v; Adafactor needs none, as its decay grows from 0."""
-    step = state.get("step", group.get("step"))
-    scale = state.get("exp_avg_sq_scale", 1.0)
-    return scale / (1 - group["betas"][1] ** step) if step and "betas" in group else scale
+def _decay(group: Dict[str, Any], state: Dict[str, Any]) -> Dict[str, Any]:
+    """Returns decay, correction and δ of the update to come."""
+    step = state.get("step", group.get("step", 0)) + 1
+    if "betas" not in group:  # Adafactor's decay grows from 0, so that there is no bias
+        return {"decay": 1 - step ** group["decay_rate"]}
+    decay = group["betas"][1]
+    return {"decay": decay, "correction": 1 / (1 - decay**step), "delta": group["eps"]}
 
 
 def _inner(base: Any) -> Iterator[torch.optim.Optimizer]:

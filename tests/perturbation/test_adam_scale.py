@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from fairseq_sam.perturbation import (
     ForwardPass,
     PerturbedWeights,
+    SecondMoment,
     SharpnessAwareLoss,
     method_settings,
 )
-from fairseq_sam.perturbation.ascent import SecondMoment
 from tests.perturbation.small_net import (
     SmallNet,
     assert_all_close,
@@ -40,27 +40,31 @@ def perturbation(
     return found
 
 
-def written_out(g: List[float], v: List[float], rho: float, norm: str) -> List[float]:
+def written_out(
+    g: List[float], v: List[float], rho: float, norm: str, decay: float, correction: float
+) -> List[float]:
     """u = ρ T² g / ‖T g‖₂, or ρ T sgn(g), entry by entry."""
+    after = [decay * vi + (1 - decay) * gi * gi for gi, vi in zip(g, v)]
     T = [
-        1 / math.sqrt((math.sqrt(vi) if vi > 0 else abs(gi)) + DELTA * (vi > 0)) if gi != 0 else 0.0
-        for gi, vi in zip(g, v)
+        1 / math.sqrt(math.sqrt(correction * vi) + DELTA) if gi else 0.0 for gi, vi in zip(g, after)
     ]
     if norm == "linf":
-        return [rho * Ti * math.copysign(1, gi) if gi else 0.0 for Ti, gi in zip(T, g)]
+        return [rho * Ti * math.copysign(1, gi) for Ti, gi in zip(T, g)]
     length = math.sqrt(sum((Ti * gi) ** 2 for Ti, gi in zip(T, g)))
     return [rho * Ti * Ti * gi / length for Ti, gi in zip(T, g)]
 
 
 @every_norm
 @pytest.mark.parametrize("unit", [1.0, 2.0**15 * 37])
-@pytest.mark.parametrize("correction", [1.0, 4.0])
-def test_weight_by_weight(norm: str, unit: float, correction: float):
+@pytest.mark.parametrize(("decay", "correction"), [(0.98, 1.0), (0.9, 4.0), (0.0, 1.0)])
+def test_weight_by_weight(norm: str, unit: float, decay: float, correction: float):
     """Whatever the gradients are multiplied by: v̂ is of the mean loss as it is."""
     g, v = [0.3, -2.0, 0.0, 1e-3], [0.04, 9.0, 1.0, 0.0]
-    moment = SecondMoment(torch.tensor(v, dtype=torch.float64) / correction, None, correction)
+    moment = SecondMoment(
+        torch.tensor(v, dtype=torch.float64) / 2, decay=decay, correction=correction, factor=2.0
+    )
     found = perturbation([1.0, 2.0, 3.0, 4.0], g, [moment], unit, rho=0.5, norm=norm)
-    assert found == pytest.approx(written_out(g, v, 0.5, norm), rel=1e-12)
+    assert found == pytest.approx(written_out(g, v, 0.5, norm, decay, correction), rel=1e-12)
 
 
 def test_with_the_square_of_the_gradient_it_is_a_sign_step():
@@ -70,8 +74,30 @@ def test_with_the_square_of_the_gradient_it_is_a_sign_step():
     found = perturbation([0.0] * 3, g, [moment], rho=0.5)
     each = 0.5 / math.sqrt(sum(map(abs, g)))
     assert found == pytest.approx([each, -each, each], rel=1e-12)
-    nothing = SecondMoment(torch.zeros(3, dtype=torch.float64))
-    assert perturbation([0.0] * 3, g, [nothing], rho=0.5) == pytest.approx(found, rel=1e-12)
+
+
+@pytest.mark.parametrize("v", [0.0, 1e-30, 1e-12])
+def test_a_word_that_comes_after_a_long_while_does_not_move_alone(v: float):
+    """Its own gradient counts, so that its share of the rise is bounded by √(1 − β)."""
+    g = [0.1] * 100 + [0.1]
+    moment = SecondMoment(torch.tensor([0.01] * 100 + [v], dtype=torch.float64), decay=0.98)
+    found = perturbation([0.0] * 101, g, [moment], rho=0.5)
+    rises = [gi * ai for gi, ai in zip(g, found)]
+    assert rises[-1] / sum(rises) == pytest.approx(1 / (1 + 100 * 0.02**0.5), rel=1e-3)
+
+
+@every_norm
+def test_what_is_rounding_noise_stays(norm: str):
+    """A bias that a later softmax ignores, of which v remembers noise too."""
+    layer = nn.Linear(4, 3).double()
+    settings = method_settings("sam", scale="adam", rho=0.1, norm=norm)
+    weights = PerturbedWeights([layer.weight, layer.bias], settings, layers=[1, 1])
+    gradients = [torch.rand(3, 4).double(), 1e-16 * torch.rand(3).double()]
+    weights.second_moments = [SecondMoment(g.square()) for g in gradients]
+    before = layer.bias.detach().clone()
+    weights.ascend(gradients)
+    assert torch.equal(layer.bias, before)
+    assert float(weights.norm) > 0
 
 
 @every_norm
@@ -90,14 +116,15 @@ def test_before_the_first_update_it_is_sam(norm: str):
 def test_of_rows_and_columns():
     """As Adafactor remembers: v = rows ⊗ columns / mean(rows)."""
     rows, columns = torch.tensor([1.0, 3.0, 0.0]).double(), torch.tensor([4.0, 8.0]).double()
-    found = SecondMoment(rows, columns, delta=0.0).denominator()
+    moment = SecondMoment(rows, columns, decay=1.0, delta=0.0)
     wanted = [[math.sqrt(r * c / (4 / 3)) for c in (4.0, 8.0)] for r in (1.0, 3.0, 0.0)]
+    found = moment.denominator(torch.ones(3, 2).double())
     assert found.tolist() == [pytest.approx(row, rel=1e-12) for row in wanted]
 
 
 def test_nothing_was_ever_seen():
-    empty = SecondMoment(torch.zeros(2), torch.zeros(3))
-    assert torch.equal(empty.denominator(), torch.zeros(2, 3))
+    empty = SecondMoment(torch.zeros(2), torch.zeros(3), decay=0.75, delta=0.0)
+    assert torch.equal(empty.denominator(torch.ones(2, 3)), torch.full((2, 3), 0.5))
 
 
 @every_norm
@@ -141,7 +168,7 @@ def test_steps_share_one_constraint_set():
     loss.backward(forward, second_moments=moments)
     for each in moved:
         for a, moment in zip(each, moments):
-            bound: Tensor = 0.1 / (moment.value.sqrt() + DELTA).sqrt()
+            bound: Tensor = 0.1 / (0.999 * moment.value).sqrt().sqrt()
             assert bool((a.abs() <= bound * (1 + 1e-9)).all())
 
 

@@ -45,6 +45,7 @@ def made_sets(folder):
             write_sts(folder, name, part, rows)
 
 
+@pytest.mark.slow
 def test_small(tmp_path):
     """All of it, on slices of the real data where they are."""
     for name in ("tokenizers", "scipy"):

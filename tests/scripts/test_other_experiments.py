@@ -27,6 +27,7 @@ def reviews(root):
     return root
 
 
+@pytest.mark.slow
 @needs_text_packages
 def test_textcnn_small(tmp_path):
     real = REAL_DATA / "imdb"

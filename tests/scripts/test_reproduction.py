@@ -149,6 +149,7 @@ class TestDeEn:
         assert (out / ".done" / "train.asam@1e-5.seed1").exists()
         assert not (out / ".done" / "train.sam@1e-5.seed1").exists()
 
+    @pytest.mark.slow
     def test_regularisers_go_on_from_the_shared_epochs(self, finished):
         tmp_path, out, _ = finished
         methods = ["--methods", "baseline,free_lb,smart", "--stop-stage", 4]
@@ -192,6 +193,7 @@ class TestDeEn:
         after = weights(out, "baseline")
         assert all(torch.equal(after[key], before[key]) for key in before)
 
+    @pytest.mark.slow
     def test_the_script_of_a_dry_run_does_the_same(self, finished):
         tmp_path, out, _ = finished
         other = tmp_path / "by hand"
