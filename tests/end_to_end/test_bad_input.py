@@ -21,7 +21,10 @@ BAD = [
     ("--sam-rho=-1%", ["--sam-rho", "-1%", "a share of the loss from 0% to 100%"]),
     ("--sam-rho five%", ["--sam-rho", "five%", "a share of the loss from 0% to 100%"]),
     ("--sam-rho 0.05 --sam-rho-max 1", ["--sam-rho-max", "1", "it needs a share as --sam-rho"]),
-    ("--sam-rho-max 1", ["--sam-rho-max", "1", "it needs a share as --sam-rho"]),
+    (
+        "--optimizer sam --sam-rho-max 1",
+        ["--sam-rho-max", "1", "it needs a share as --sam-rho"],
+    ),
     ("--sam-rho 5% --sam-rho-max 0", ["--sam-rho-max", "0", "must be a finite number above 0"]),
     ("--sam-direction up", ["--sam-direction", "up", "gradient", "momentum"]),
     ("--sam-direction momentum", ["--sam-risk", "mean", "direction momentum"]),

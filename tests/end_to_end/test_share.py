@@ -46,3 +46,12 @@ def test_a_run_goes_on_where_it_stopped(fairseq_train):
     half = fairseq_train(flags.replace("--max-update 6", "--max-update 3"))
     resumed = fairseq_train(flags, f"--restore-file {half.save_dir}/checkpoint_last.pt")
     resumed.assert_same_training(whole)
+
+
+def test_ga_sams_default_is_a_share_that_can_be_capped_or_replaced(fairseq_train):
+    flags = "--optimizer ga_sam --max-update 2"
+    by_default = fairseq_train(flags)
+    by_default.assert_same_training(fairseq_train(f"{flags} --sam-rho 2%"))
+    capped = fairseq_train(f"{flags} --sam-rho-max 1e-6")
+    assert capped.values("rho") == pytest.approx([1e-6] * 2)
+    assert fairseq_train(f"{flags} --sam-rho 1e-5").values("rho") == pytest.approx([1e-5] * 2)
