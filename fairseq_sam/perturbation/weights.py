@@ -178,7 +178,7 @@ class PerturbedWeights:
         self._remembered = ({i: self.weights[i].detach().clone() for i in self._moving}, said)
 
     @torch.no_grad()
-    def go_back(self, stay: Callable[[Tensor], bool] = lambda weight: False) -> None:
+    def go_back(self, stay: Callable[[Tensor], bool]) -> None:
         """Moves the weights to where they were remembered to be, by the perturbation of then.
 
         Args:

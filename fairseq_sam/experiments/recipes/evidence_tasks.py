@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Iterator
+from typing import Any, Dict, Iterator
 
 from fairseq_sam.experiments.command_lines import Command, commands
 
@@ -62,6 +62,11 @@ _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-br
     --batch-size 20 --required-batch-size-multiple 1 --clip-norm 0.25"""
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
+_PTB: Dict[str, Any] = {
+    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 12, "start_epoch": 5, "train": 8000},
+    "metrics": f"{_OF_TOKENS},valid Perplexity",
+}
+
 TASKS = {
     "mr": Task(
         title="Movie reviews, TextCNN, folds of MR",
@@ -97,24 +102,14 @@ TASKS = {
         flags=f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
             --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
             --share-decoder-input-output-embed --dropout 0.2 --lr 3e-3""",
-        criterion="cross_entropy",
-        alpha=1,
-        epochs=12,
-        start_epoch=5,
-        train=8000,
-        metrics=f"{_OF_TOKENS},valid Perplexity",
+        **_PTB,
     ),
     "ptb_transformer": Task(
         title="Penn Treebank, a small Transformer",
         flags=f"""{_LANGUAGE_MODEL} --arch transformer_lm --decoder-layers 2
             --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 --decoder-attention-heads 4
             --share-decoder-input-output-embed --dropout 0.2 --lr 2e-3""",
-        criterion="cross_entropy",
-        alpha=1,
-        epochs=12,
-        start_epoch=5,
-        train=8000,
-        metrics=f"{_OF_TOKENS},valid Perplexity",
+        **_PTB,
     ),
 }
 
