@@ -169,8 +169,7 @@ def make_trainer(data: Path, args: argparse.Namespace) -> Any:
 def configure(trainer: Any, variant: Optional[Dict[str, Any]]) -> None:
     """Makes the trainer's next steps those of a variant; None is the base optimizer."""
     from fairseq_sam.perturbation import method_settings
-    from fairseq_sam.training.flags import SharpnessAwareConfig
-    from fairseq_sam.training.gate import Gate
+    from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 
     config = None
     if variant is not None:

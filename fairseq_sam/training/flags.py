@@ -8,8 +8,7 @@ import logging
 import math
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import Any, Tuple
 
 from fairseq.criterions import CRITERION_REGISTRY
 
@@ -24,54 +23,13 @@ from fairseq_sam.flags.number_types import (
     share_of,
     whole_number,
 )
-from fairseq_sam.perturbation import PerturbationSettings, method_settings
+from fairseq_sam.perturbation import method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 from fairseq_sam.perturbation.direction import DIRECTIONS
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, METHODS, NORMS, RISKS, WEIGHTINGS
-from fairseq_sam.training.gate import Gate
+from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SharpnessAwareConfig:
-    """Everything the flags say.
-
-    Attributes:
-        method: the registered name, e.g. ``ga_sam``.
-        perturbation: the method's parts.
-        gate: when the run is perturbed.
-        exclude: parameters whose names this pattern is found in are left unperturbed.
-        log_gradients: updates from one measurement of the layers' gradients to the next; 0: none.
-        update_freq: fairseq's ``--update-freq``, one number an epoch.
-    """
-
-    method: str
-    perturbation: PerturbationSettings
-    gate: Gate
-    exclude: Optional[str] = None
-    log_gradients: int = 0
-    update_freq: Tuple[int, ...] = (1,)
-
-    def update_size(self, epoch: int) -> int:
-        """Returns the number of micro-batches of an update."""
-        return self.update_freq[min(epoch, len(self.update_freq)) - 1]
-
-    def describe(self) -> str:
-        """Returns one line for the log."""
-        p, gate = self.perturbation, self.gate
-        groups = f" per {p.granularity}" if p.granularity else ""
-        return (
-            f"{self.method}: rho {_described(p)} ({p.norm}), scale {p.scale}{groups}, "
-            f"direction {p.direction}, {p.risk} risk, {p.num_steps} step(s), scales see the "
-            f"{p.loss_reduction} loss; from epoch {gate.start_epoch}, update {gate.start_update}, "
-            f"every {gate.interval} update(s)"
-            + (f", growing for {gate.ramp_updates}" if gate.ramp_updates else "")
-            + (f"; {p.weighting} sentence weights" if p.weighting != "uniform" else "")
-            + (f"; ascent on {p.ascent_fraction:g} of the batch" if p.ascent_fraction < 1 else "")
-            + (f"; unperturbed: {self.exclude}" if self.exclude else "")
-            + ("; rho is 0: the base optimizer alone" if p.is_off else "")
-        )
 
 
 def add_flags(parser: ArgumentParser, method: str) -> None:
@@ -237,13 +195,6 @@ def _gate_from(args: Namespace) -> Gate:
             "with --max-update"
         )
     return Gate(epoch, update, args.sam_interval, args.sam_ramp_updates)
-
-
-def _described(settings: PerturbationSettings) -> str:
-    if settings.share is None:
-        return settings.describe_radius()
-    most = "" if math.isinf(settings.rho) else f", at most {settings.rho:g}"
-    return f"for {settings.describe_radius()} of the loss{most}"
 
 
 def require_sentences(criterion: Any, name: str) -> None:

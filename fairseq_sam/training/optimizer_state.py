@@ -12,21 +12,7 @@ from fairseq.optim.nag import NAG
 from torch import Tensor
 
 from fairseq_sam.perturbation.ascent import SecondMoment
-
-
-def carrier_of(optimizer: Any) -> Optional[Any]:
-    """Returns the base optimizer that carries the configuration, as ``sharpness_aware``.
-
-    Args:
-        optimizer: what fairseq's trainer holds: the base optimizer itself, or ``FP16Optimizer``,
-            ``MemoryEfficientFP16Optimizer`` or ``AMPOptimizer`` around it.
-
-    Returns:
-        None where the run is not sharpness-aware.
-    """
-    for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
-        optimizer = getattr(optimizer, wrapped, optimizer)
-    return optimizer if getattr(optimizer, "sharpness_aware", None) is not None else None
+from fairseq_sam.training.configuration import carrier_of
 
 
 def has_momentum(base: Any) -> bool:

@@ -7,7 +7,6 @@ is computed before it: :mod:`fairseq_sam.training.seam` finds the configuration 
 training step.
 """
 
-import functools
 import logging
 import sys
 from argparse import ArgumentParser, Namespace
@@ -24,11 +23,8 @@ from fairseq_sam.training.base_optimizers import (
     base_optimizer_name,
     build_base_optimizer,
 )
-from fairseq_sam.training.flags import (
-    add_flags,
-    config_from,
-    warn_if_never_open,
-)
+from fairseq_sam.training.configuration import carry
+from fairseq_sam.training.flags import add_flags, config_from, warn_if_never_open
 from fairseq_sam.training.hydra import is_hydras, namespace_from_hydra
 from fairseq_sam.training.optimizer_state import has_momentum, has_second_moments
 
@@ -86,8 +82,7 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
                 "here, which --sam-scale adam looks at: use one that does, such as adam or "
                 "adafactor"
             )
-        base.sharpness_aware = config
-        _insist_on_training_steps(base)
+        carry(base, config)
         logger.info(f"{config.describe()}; base optimizer {args.base_optimizer}")
         return base
 
@@ -108,24 +103,6 @@ def check_configuration(node: Any) -> None:
         config_from(namespace_from_hydra(node, cls)[0], cls.method)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-
-
-def _insist_on_training_steps(base: Any) -> None:
-    """Stops a run that updates the weights with gradients that the seam has not seen."""
-    base.has_trained = False
-    step = base.step
-
-    @functools.wraps(step)
-    def checked_step(*args: Any, **kwargs: Any) -> Any:
-        if base.sharpness_aware is not None and not base.has_trained:
-            raise SystemExit(
-                f"error: argument --optimizer: {base.sharpness_aware.method} was to take a step "
-                "that did not go through task.train_step, and would not be perturbed"
-            )
-        base.has_trained = False
-        return step(*args, **kwargs)
-
-    base.step = checked_step
 
 
 def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:

@@ -37,9 +37,10 @@ from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
 from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
-from fairseq_sam.training.flags import SharpnessAwareConfig, require_sentences
+from fairseq_sam.training.configuration import SharpnessAwareConfig, carrier_of
+from fairseq_sam.training.flags import require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
-from fairseq_sam.training.optimizer_state import carrier_of, momentum_of, second_moments_of
+from fairseq_sam.training.optimizer_state import momentum_of, second_moments_of
 from fairseq_sam.training.optimizers import check_configuration
 from fairseq_sam.training.parameters import identity, named_parameters, select_perturbed, unwrap
 from fairseq_sam.training.samples import split_sentences, sub_batch

@@ -21,8 +21,7 @@ from fairseq_sam.reporting.runs_plot import (
 from fairseq_sam.reporting.runs_table import markdown_table
 from fairseq_sam.reporting.scores import TOKENISED_BLEU, Published
 from fairseq_sam.reporting.train_log import parse_line, parse_log
-from fairseq_sam.training.flags import SharpnessAwareConfig
-from fairseq_sam.training.gate import Gate
+from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 
 
 def json_line(tag, epoch, **values):

@@ -17,7 +17,7 @@ from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 from fairseq_sam.perturbation.weights import PerturbedWeights
 from fairseq_sam.tasks.sentence_similarity import SentenceSimilarityConfig, SentenceSimilarityTask
 from fairseq_sam.training import optimizer_state
-from fairseq_sam.training.optimizer_state import carrier_of
+from fairseq_sam.training.configuration import carrier_of
 from tests.fairseq_runs import split
 from tests.yardstick import made_data
 from tests.yardstick.cases import ENCODER, SMALL

@@ -11,8 +11,7 @@ from torch import nn
 import fairseq_sam
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.training import seam
-from fairseq_sam.training.flags import SharpnessAwareConfig
-from fairseq_sam.training.gate import Gate
+from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig, carry
 from fairseq_sam.training.parameters import select_perturbed
 
 fairseq_sam.register()
@@ -331,12 +330,10 @@ def test_exclusion_by_name():
 
 
 def test_an_optimizer_step_without_a_training_step_stops_the_run():
-    from fairseq_sam.training.optimizers import _insist_on_training_steps
-
     taken = []
     base = optimizer()
     base.step = lambda: taken.append(1)
-    _insist_on_training_steps(base)
+    carry(base, base.sharpness_aware)
     with pytest.raises(SystemExit, match=r"did not go through task\.train_step"):
         base.step()
     task, model, criterion = Task(), Model(), Criterion()

@@ -8,8 +8,7 @@ from torch import nn
 
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.training import seam
-from fairseq_sam.training.flags import SharpnessAwareConfig
-from fairseq_sam.training.gate import Gate
+from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 
 
 class Generator:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from fairseq_sam.training.configuration import Gate
 from fairseq_sam.training.flags import _gate_from
-from fairseq_sam.training.gate import Gate
 
 
 def gate(**given: Any) -> Gate:
