@@ -6,14 +6,29 @@ wrote) must not be what the next pass begins with, and after the step must be wh
 w would have left. :class:`Replay` notes it, and puts it back (docs/how_it_works.md, "The replay").
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import copy
 import dataclasses
+import operator
 import os
 import random
 import threading
-from typing import Any, Callable, ContextManager, Dict, Iterable, Iterator, List, Optional, Sequence
+import types
+from typing import (
+    Any,
+    Callable,
+    ContextManager,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import numpy as np
 import torch
@@ -83,7 +98,7 @@ class Replay:
         try:
             yield
             if may_last and self._end is None:
-                self._end = HeldState(self._holders)
+                self._end = HeldState(self._holders, self._start)
                 self._end_weights = [weight.detach().clone() for weight in self._written]
                 self._end_random = RandomState(self._tensors)
         finally:
@@ -134,9 +149,10 @@ class HeldState:
 
     Args:
         holders: modules, without their submodules, and other objects.
+        earlier: what they held before; its copies serve for what is as it was.
     """
 
-    def __init__(self, holders: List[Any]) -> None:
+    def __init__(self, holders: List[Any], earlier: Optional[HeldState] = None) -> None:
         self._plain = [
             (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
             for names in (vars(h) for h in holders if not isinstance(h, nn.Module))
@@ -148,15 +164,21 @@ class HeldState:
         tensors: Dict[int, Tensor] = {}
         seen = set()
         for _, saved in self._names:
-            for name in saved.keys() - _OF_EVERY_MODULE:
-                value = saved[name]
+            for name, value in saved.items():
+                kind = type(value)
+                if kind in _UNCHANGING or name in _OF_EVERY_MODULE:
+                    continue
                 if isinstance(value, Tensor):
                     tensors[id(value)] = value
-                elif type(value) in _KEEPERS and id(value) not in seen:
+                elif kind in _KEEPERS and id(value) not in seen:
                     seen.add(id(value))
-                    self._kept.append(_KEEPERS[type(value)](value))
+                    self._kept.append(_KEEPERS[kind](value))
         self._kept += [_keep_scripted_buffers(h) for h in holders if _is_scripted(h)]
-        self._values = [(t, t.detach().clone()) for t in tensors.values() if _can_be_kept(t)]
+        before = [] if earlier is None else earlier._values
+        copies = {id(tensor): value for tensor, value in before}
+        self._values: List[Tuple[Tensor, Tensor]] = [
+            (t, _copy_of_value(t, copies.get(id(t)))) for t in tensors.values() if _can_be_kept(t)
+        ]
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[None]:
@@ -168,6 +190,9 @@ class HeldState:
         before = [tensor.detach().clone() for tensor, _ in self._values]
         yield
         for (names, saved), old in zip(self._names, names_before):
+            is_same = all(map(operator.is_, names.values(), old.values()))
+            if is_same and names.keys() == old.keys():
+                continue
             for name, value in names.items():
                 if name not in old or old[name] is not value:
                     saved[name] = value
@@ -202,6 +227,8 @@ class HeldState:
 _PLAIN = (int, float, bool, str, type(None))
 """Of objects that are no modules, a task, only such values are put back: other threads use it."""
 
+_UNCHANGING = frozenset((*_PLAIN, types.FunctionType, types.MethodType))
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -214,6 +241,14 @@ def _can_be_kept(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.grad_fn is not None:
         return False
     return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
+
+
+def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
+    """Returns the earlier copy where it still serves, and where looking does not wait for a GPU."""
+    if earlier is None or tensor.device.type != "cpu" or tensor.layout != torch.strided:
+        return tensor.detach().clone()
+    is_same = tensor.dtype == earlier.dtype and torch.equal(tensor, earlier)
+    return earlier if is_same else tensor.detach().clone()
 
 
 def _keep_scripted_buffers(module: Any) -> Callable[[], None]:

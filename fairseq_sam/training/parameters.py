@@ -48,7 +48,7 @@ def identity(model: nn.Module, criterion: nn.Module) -> List[int]:
         id(weight)
         for module in (unwrap(model), unwrap(criterion))
         for holder in submodules(module)
-        for weight in holder.parameters(recurse=False)
+        for weight in holder._parameters.values()
     ]
 
 

@@ -63,7 +63,7 @@ _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-br
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
 _PTB: Dict[str, Any] = {
-    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 12, "start_epoch": 5, "train": 8000},
+    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 14, "start_epoch": 7, "train": 4000},
     "metrics": f"{_OF_TOKENS},valid Perplexity",
 }
 
@@ -101,14 +101,14 @@ TASKS = {
         title="Penn Treebank, a small LSTM",
         flags=f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
             --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
-            --share-decoder-input-output-embed --dropout 0.2 --lr 3e-3""",
+            --share-decoder-input-output-embed --dropout 0.2 --lr 1e-2""",
         **_PTB,
     ),
     "ptb_transformer": Task(
         title="Penn Treebank, a small Transformer",
         flags=f"""{_LANGUAGE_MODEL} --arch transformer_lm --decoder-layers 2
             --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 --decoder-attention-heads 4
-            --share-decoder-input-output-embed --dropout 0.2 --lr 2e-3""",
+            --share-decoder-input-output-embed --dropout 0.2 --lr 5e-4""",
         **_PTB,
     ),
 }
@@ -141,7 +141,7 @@ head -n {lines} {dir}/{part}.all > {dir}/{part}
 """
 _BINARISED_TEXT = """
 {python} -m fairseq_cli.preprocess --only-source --destdir {dir}/bin --trainpref {dir}/train \\
-    --validpref {dir}/valid --testpref {dir}/test
+    --validpref {dir}/valid --testpref {dir}/test --nwordssrc 4000
 """
 
 
