@@ -52,6 +52,8 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
         "vasso": SAM.format("vasso"),
         "friendly": SAM.format("friendly_sam"),
         "quarter": f"{SAM.format('sam')} --sam-ascent-fraction 0.25",
+        "functional_quarter": f"{SAM.format('functional_sam')} --sam-ascent-fraction 0.25",
+        "vasso_quarter": f"{SAM.format('vasso')} --sam-ascent-fraction 0.25",
         "late": f"{SAM.format('sam')} --sam-start-fraction 0.7",
         "random": f"{SAM.format('sam')} --sam-direction random",
         "r_drop": "--optimizer {base} --criterion r_drop_{criterion} --r-drop-alpha {alpha}",

@@ -63,7 +63,7 @@ _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-br
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
 _PTB: Dict[str, Any] = {
-    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 14, "start_epoch": 7, "train": 4000},
+    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 12, "start_epoch": 6, "train": 4000},
     "metrics": f"{_OF_TOKENS},valid Perplexity",
 }
 
