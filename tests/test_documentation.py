@@ -266,6 +266,14 @@ class TestTables:
         assert main(["methods", "--combinations"]) == 0
         assert capsys.readouterr().out in (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
+    def test_the_table_of_t_has_every_scale(self) -> None:
+        from fairseq_sam.perturbation.ascent import SCALES
+
+        page = (ROOT / "docs" / "how_it_works.md").read_text(encoding="utf-8")
+        assert set(re.findall(r"^\| `([a-z-]+)`[^|]*\| [^|]*\| [^|]*\|$", page, re.M)) >= set(
+            SCALES
+        )
+
     def test_every_flag_that_is_named_exists(self) -> None:
         tables = load_tables()
         known = set(re.findall(r"^\| `(--[a-z-]+)", tables.flags(), re.MULTILINE))

@@ -65,6 +65,7 @@ class Scale:
         source: where it comes from.
         uses_second_moments: whether the formula's first argument is √v̂ + δ of each weight in place
             of ‖w_i‖; :class:`SecondMoment`.
+        granularity: the only one that the scale goes with; None where any does.
     """
 
     formula: Formula
@@ -72,6 +73,7 @@ class Scale:
     divides_by_gradient: bool
     source: str
     uses_second_moments: bool = False
+    granularity: Optional[str] = None
 
 
 SCALES: Dict[str, Scale] = {
@@ -83,7 +85,7 @@ SCALES: Dict[str, Scale] = {
     ),
     "inverse-gradient": Scale(lambda w, g, size, n: 1 / g, False, True, "GA-SAM Table 2"),
     "weight-strength": Scale(lambda w, g, size, n: w / size.sqrt(), True, False, "GA-SAM Table 2"),
-    "adam": Scale(lambda d, g, size, n: d.rsqrt(), False, True, "ours", True),
+    "adam": Scale(lambda d, g, size, n: d.rsqrt(), False, True, "ours", True, "element"),
 }
 """One line a scale: a formula in ‖w_i‖, ‖g_i‖, n_i and the number n of all perturbed weights.
 
@@ -234,7 +236,7 @@ def scale_of_groups(
 ) -> Tensor:
     """Returns T of each group; 0, never infinite or NaN, for groups that must not move.
 
-    A group without gradient does not move. With a scale that divides by the gradient neither does
+    With a scale that divides by the gradient, a group that has none does not move, and neither does
     one whose gradient is rounding noise: a softmax ignores the bias of the key projection, whose
     "gradient" of 1e-8 of the others' would make T a billion times too large.
 
@@ -247,9 +249,9 @@ def scale_of_groups(
         noise: the strength ‖g_i‖/√n_i at or below which a gradient is rounding noise, broadcasting
             over that shape too.
     """
-    live = gradient_norm > 0
+    live = (size > 0).expand_as(gradient_norm)
     if scale.divides_by_gradient:
-        live = live & (gradient_norm > noise * size.sqrt())
+        live = (gradient_norm > 0) & (gradient_norm > noise * size.sqrt())
     safe_norm = torch.where(live, gradient_norm, torch.ones_like(gradient_norm))
     values = scale.formula(weight_norm, safe_norm, size, float(num_weights))
     return torch.where(live, values, torch.zeros_like(values))

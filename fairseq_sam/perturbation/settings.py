@@ -33,7 +33,8 @@ class PerturbationSettings:
         norm: p of the constraint, ``l2`` or ``linf``.
         scale: name of T in :data:`~fairseq_sam.perturbation.ascent.SCALES`.
         granularity: what a group of T is: ``element``, ``filter``, ``layer`` (one named tensor)
-            or ``model``. None exactly for the scale ``none``, which has no groups.
+            or ``model``. None exactly for the scale ``none``, which has no groups; some scales go
+            with one only.
         risk: ``perturbed`` minimises L(w + a_K) (single-step: SAM and kin); ``mean`` minimises
             the mean of L(w + a_k), k = 0..K (multi-step: GA-SAM Eq. 14); ``functional`` follows
             J(w + a_K)ᵀ u (:mod:`~fairseq_sam.perturbation.outputs`).
@@ -119,10 +120,11 @@ class PerturbationSettings:
                 )
         else:
             _check_choice("granularity", self.granularity, GRANULARITIES)
-            if self.needs_second_moments and self.granularity != "element":
+            only = SCALES[self.scale].granularity
+            if only is not None and self.granularity != only:
                 raise ValueError(
-                    f"granularity is {self.granularity}: it must be element with the scale "
-                    f"{self.scale}, which is another for each weight"
+                    f"granularity is {self.granularity}: it must be {only} with the scale "
+                    f"{self.scale}"
                 )
             if self.needs_second_moments and self.loss_reduction != "mean":
                 raise ValueError(
@@ -261,6 +263,7 @@ def method_settings(method: str, **overrides: Any) -> PerturbationSettings:
     scale = given.get("scale", preset.scale)
     if "granularity" not in given:
         # A scale of its own brings or drops the need for groups.
-        usual = "element" if scale == "adam" else (preset.granularity or "layer")
+        only = SCALES[scale].granularity if scale in SCALES else None
+        usual = only or preset.granularity or "layer"
         given["granularity"] = None if scale == "none" else usual
     return replace(preset, **given)

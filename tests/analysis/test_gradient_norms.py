@@ -46,7 +46,7 @@ def test_norms_are_those_written_out() -> None:
         assert tensors[name].size == total.numel()
 
 
-def test_scales_are_those_of_the_papers() -> None:
+def test_scales_are_their_formulas() -> None:
     torch.manual_seed(0)
     tensors = measured(plain_problem(TextCNN()))
     num_weights = sum(tensor.size for tensor in tensors)
@@ -60,7 +60,7 @@ def test_scales_are_those_of_the_papers() -> None:
             "inverse-gradient": 1 / g,
             "weight-strength": w / math.sqrt(size),
         }
-        assert set(wanted) == set(MEMORYLESS)
+        assert set(wanted) == set(MEMORYLESS), "the formula of a new scale is to stand here too"
         assert tensor.scales == pytest.approx(wanted)
         assert tensor.unfloored == pytest.approx(wanted)
         assert not tensor.is_noise

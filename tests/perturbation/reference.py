@@ -50,8 +50,6 @@ def scale_of(
     for group in groups_of(shapes, granularity or "element"):
         n_i = len(group)
         w_i, g_i = length([w[i] for i in group]), length([g[i] for i in group])
-        if g_i == 0:
-            continue
         divides = name in ("weight-over-gradient", "gradient-strength", "inverse-gradient")
         if divides and g_i / math.sqrt(n_i) <= NOISE * length(g) / math.sqrt(n):
             continue
@@ -68,7 +66,7 @@ def scale_of(
         elif name == "weight-strength":
             value = w_i / math.sqrt(n_i)
         else:
-            raise KeyError(name)
+            raise KeyError(f"{name}: its formula is to stand here (CONTRIBUTING.md, Add a scale)")
         for i in group:
             T[i] = value
     return T

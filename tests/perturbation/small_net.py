@@ -1,15 +1,24 @@
 """A small float64 network with every kind of parameter that a real model has."""
 
 import copy
-from typing import Callable, List, Optional, Sequence
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass
+from fairseq_sam.perturbation.ascent import GRANULARITIES, MEMORYLESS
 
 METHODS = ["sam", "asam", "layer_sam", "multi_step_defense", "ga_sam"]
 """The methods that need no more than the loss of the batch."""
+
+MIXTURES: List[Tuple[str, Optional[str]]] = [("none", None)] + [
+    (name, granularity)
+    for name, scale in MEMORYLESS.items()
+    if name != "none"
+    for granularity in ([scale.granularity] if scale.granularity else GRANULARITIES)
+]
+"""Every scale that needs no memory, with every granularity that it goes with."""
 
 
 class SmallNet(nn.Module):

@@ -15,6 +15,7 @@ from fairseq_sam.perturbation import (
 )
 from tests.perturbation import reference
 from tests.perturbation.small_net import (
+    MIXTURES,
     SmallNet,
     assert_all_close,
     assert_all_equal,
@@ -26,15 +27,6 @@ from tests.perturbation.small_net import (
     watching,
 )
 
-SCALES = [
-    "weight",
-    "weight-over-gradient",
-    "gradient-strength",
-    "inverse-gradient",
-    "weight-strength",
-]
-GRANULARITIES = ["element", "filter", "layer", "model"]
-
 every_norm = pytest.mark.parametrize("norm", ["l2", "linf"])
 every_risk = pytest.mark.parametrize("risk", ["perturbed", "mean"])
 every_step = pytest.mark.parametrize("num_steps", [1, 2, 3])
@@ -44,10 +36,7 @@ every_reduction = pytest.mark.parametrize("loss_reduction", ["mean", "sum"])
 @every_norm
 @every_risk
 @every_reduction
-@pytest.mark.parametrize(
-    ("scale", "granularity"),
-    [("none", None), *((scale, each) for scale in SCALES for each in GRANULARITIES)],
-)
+@pytest.mark.parametrize(("scale", "granularity"), MIXTURES)
 def test_scaled_mini_batches_are_perturbed_as_each_of_them_alone(
     scale: str, granularity: Any, loss_reduction: str, risk: str, norm: str
 ):

@@ -10,21 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
+from fairseq_sam.perturbation.ascent import SCALES
 from tests.perturbation import reference
-from tests.perturbation.small_net import assert_all_equal, generator, values
+from tests.perturbation.small_net import MIXTURES, assert_all_equal, generator, values
 
 SHAPES = [(), (1,), (5,), (3, 2), (1, 4), (2, 3, 2), (4, 1)]
-
-scales = st.sampled_from(
-    [
-        "none",
-        "weight",
-        "weight-over-gradient",
-        "gradient-strength",
-        "inverse-gradient",
-        "weight-strength",
-    ]
-)
 
 
 class Example(NamedTuple):
@@ -57,7 +47,7 @@ def examples(draw: Any, dtypes: Any = (torch.float32, torch.float64)) -> Example
     weights = tensors(st.integers(-3, 1), draw(st.booleans()))
     steps = [tensors(st.integers(-4, 3), True) for _ in range(num_steps)]
     steps = [[None if gone else g for g, gone in zip(step, absent)] for step in steps]
-    scale = draw(scales)
+    scale, granularity = draw(st.sampled_from(MIXTURES))
     return Example(
         weights,
         steps,
@@ -65,9 +55,7 @@ def examples(draw: Any, dtypes: Any = (torch.float32, torch.float64)) -> Example
             rho=draw(st.sampled_from([1e-4, 0.01, 0.5, 3.0])),
             norm=draw(st.sampled_from(["l2", "linf"])),
             scale=scale,
-            granularity=None
-            if scale == "none"
-            else draw(st.sampled_from(["element", "filter", "layer", "model"])),
+            granularity=granularity,
             num_steps=num_steps,
         ),
     )
@@ -113,7 +101,7 @@ def test_every_step_stays_in_the_constraint_set_and_comes_back(example: Example)
         # w + a is rounded to a neighbour: take that off before asking for the length.
         slack = reference.flat([weights[i].abs() + before[i].abs() for i in moving]) * 4 * eps
         a = (torch.cat(a).abs() - slack).clamp(min=0).tolist()
-        assert all(T_i > 0 for a_i, T_i in zip(a, T) if a_i > 0)
+        assert all(T_i > 0 for a_i, T_i in zip(a, T) if a_i > 0), "moved where T is 0"
         length = reference.constraint_norm(a, T, example.settings.norm)
         assert length <= example.settings.rho * (1 + 64 * eps)
     for i, g in enumerate(example.steps[0]):
@@ -165,13 +153,9 @@ def test_gradients_lent_for_a_step_come_back_unchanged(example: Example):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("granularity", ["element", "filter", "layer", "model"])
-@pytest.mark.parametrize(
-    "scale",
-    ["weight", "weight-over-gradient", "gradient-strength", "inverse-gradient", "weight-strength"],
-)
+@pytest.mark.parametrize(("scale", "granularity"), MIXTURES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_zero_gradients_move_nothing(dtype: Any, scale: str, granularity: str, norm: str):
+def test_zero_gradients_move_nothing(dtype: Any, scale: str, granularity: Any, norm: str):
     weights = [torch.ones(3, 2, dtype=dtype), torch.zeros(4, dtype=dtype)]
     before = values(weights)
     settings = PerturbationSettings(
@@ -183,6 +167,20 @@ def test_zero_gradients_move_nothing(dtype: Any, scale: str, granularity: str, n
         assert_all_equal(weights, before)
         assert float(perturbed.norm) == 0
         assert bool(perturbed.finite)
+
+
+@pytest.mark.parametrize(("scale", "granularity"), MIXTURES)
+def test_only_scales_that_divide_by_the_gradient_hold_what_had_none_at_w(
+    scale: str, granularity: Any
+):
+    weights = values([torch.ones(3), torch.ones(2)])
+    settings = PerturbationSettings(rho=0.5, scale=scale, granularity=granularity, num_steps=2)
+    perturbed = PerturbedWeights(weights, settings)
+    perturbed.ascend([torch.zeros(3), torch.ones(2)])
+    assert_all_equal(weights[:1], [torch.ones(3)])
+    perturbed.ascend([torch.ones(3), torch.ones(2)])
+    stays = SCALES[scale].divides_by_gradient and granularity != "model"
+    assert torch.equal(weights[0], torch.ones(3)) == stays
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

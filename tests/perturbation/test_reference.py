@@ -14,6 +14,7 @@ from fairseq_sam.perturbation import (
 )
 from tests.perturbation import reference
 from tests.perturbation.small_net import (
+    MIXTURES,
     SmallNet,
     assert_all_close,
     assert_all_equal,
@@ -25,15 +26,6 @@ from tests.perturbation.small_net import (
     values,
     watching,
 )
-
-SCALES = [
-    "weight",
-    "weight-over-gradient",
-    "gradient-strength",
-    "inverse-gradient",
-    "weight-strength",
-]
-GRANULARITIES = ["element", "filter", "layer", "model"]
 
 
 def parameter(*numbers: float) -> torch.nn.Parameter:
@@ -161,10 +153,7 @@ class TestByHand:
 @pytest.mark.parametrize("risk", ["perturbed", "mean"])
 @pytest.mark.parametrize("num_steps", [1, 2, 3])
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize(
-    ("scale", "granularity"),
-    [("none", None), *((scale, each) for scale in SCALES for each in GRANULARITIES)],
-)
+@pytest.mark.parametrize(("scale", "granularity"), MIXTURES)
 def test_every_mixture_equals_the_slow_loop(
     scale: str, granularity: str, norm: str, num_steps: int, risk: str, loss_reduction: str
 ):

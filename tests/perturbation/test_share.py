@@ -12,6 +12,7 @@ from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_set
 from tests.perturbation import reference, sentence_reference
 from tests.perturbation.small_net import (
     METHODS,
+    MIXTURES,
     SmallNet,
     assert_all_close,
     assert_all_equal,
@@ -24,12 +25,9 @@ from tests.perturbation.small_net import (
     watching,
 )
 from tests.perturbation.test_delta_sam import losses_of, per_sentence
-from tests.perturbation.test_reference import GRANULARITIES, SCALES
-
-PARTS = [("none", None)] + [(scale, group) for scale in SCALES for group in GRANULARITIES]
 
 every_norm = pytest.mark.parametrize("norm", ["l2", "linf"])
-every_scale = pytest.mark.parametrize(("scale", "granularity"), PARTS)
+every_scale = pytest.mark.parametrize(("scale", "granularity"), MIXTURES)
 
 
 def dual_norm(g: Sequence[float], T: Sequence[float], norm: str) -> float:
