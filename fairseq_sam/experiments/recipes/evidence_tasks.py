@@ -109,7 +109,7 @@ TASKS = {
         flags=f"""{_LANGUAGE_MODEL} --arch transformer_lm --decoder-layers 2
             --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 --decoder-attention-heads 4
             --share-decoder-input-output-embed --dropout 0.2 --lr 5e-4""",
-        **_PTB,
+        **{**_PTB, "epochs": 10, "start_epoch": 4},
     ),
 }
 
