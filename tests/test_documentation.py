@@ -251,6 +251,12 @@ def load_tables() -> Any:
     return module
 
 
+def test_every_page_is_in_the_site_s_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation
+
+
 class TestTables:
     @pytest.mark.parametrize("name", ["methods", "flags", "combinations"])
     def test_it_is_the_code_s(self, name: str) -> None:
