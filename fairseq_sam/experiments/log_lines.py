@@ -47,13 +47,17 @@ def epoch_line(epoch: int, train: Dict[str, float], valid: Dict[str, float]) -> 
 
     >>> epoch_line(2, {"loss": 5.0, "train_wall": 7.2}, {"loss": 4.5})
     'epoch   2  train loss  5.000  valid loss  4.500    7 s'
+    >>> epoch_line(3, {"loss": 4.0, "perturbation_on": 1.0, "rho": 0.05}, {})
+    'epoch   3  train loss  4.000    0 s  rho 0.05'
     """
     text = f"epoch {epoch:>3}  train loss {train['loss']:6.3f}"
     if "loss" in valid:
         text += f"  valid loss {valid['loss']:6.3f}"
     text += f"  {train.get('train_wall', 0.0):>3.0f} s"
-    if train.get("perturbation_on", 0.0) > 0:
-        text += f"  sharpness {train.get('sharpness', 0.0):6.3f}"
+    if "sharpness" in train and train.get("perturbation_on", 0.0) > 0:
+        text += f"  sharpness {train['sharpness']:6.3f}"
+    elif train.get("perturbation_on", 0.0) > 0:  # there is none without a pass at w
+        text += f"  rho {train.get('rho', 0.0):.2g}"
     return text
 
 

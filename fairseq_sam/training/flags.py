@@ -23,7 +23,7 @@ from fairseq_sam.flags.number_types import (
     share_of,
     whole_number,
 )
-from fairseq_sam.perturbation import method_settings
+from fairseq_sam.perturbation import PerturbationSettings, method_settings
 from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
 from fairseq_sam.perturbation.direction import DIRECTIONS
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, METHODS, NORMS, RISKS, WEIGHTINGS
@@ -144,6 +144,7 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         gate = _gate_from(args)
     except ValueError as error:
         raise ValueError(f"argument {_flag_named(str(error))}") from None
+    _refuse_without_effect(args, METHODS[method], perturbation)
     if args.sam_exclude is not None:
         _pattern(args.sam_exclude)
     if perturbation.needs_sentences and isinstance(getattr(args, "criterion", None), str):
@@ -156,6 +157,34 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
         args.sam_log_gradients or 0,
         _update_freq(args),
     )
+
+
+def _refuse_without_effect(
+    args: Namespace, preset: PerturbationSettings, settings: PerturbationSettings
+) -> None:
+    """Refuses flags that the other parts make no use of: whoever gives them wants something else.
+
+    Raises:
+        ValueError: naming flag, value and what it needs.
+    """
+    remembers = DIRECTIONS[settings.direction].smoothing is not None
+    published, draft = settings.weighting == "published", settings.weighting == "draft"
+    for name, usual, has_effect, needed in (
+        ("sam_smoothing", None, remembers, "--sam-direction smoothed or friendly"),
+        (
+            "sam_friendly",
+            preset.friendly,
+            settings.direction == "friendly",
+            "--sam-direction friendly",
+        ),
+        ("delta_sam_eta", preset.eta, published, "--delta-sam-variant published"),
+        ("delta_sam_beta", preset.beta, draft, "--delta-sam-variant draft"),
+        ("delta_sam_probe_radius", None, settings.needs_sentences, "--delta-sam-variant"),
+    ):
+        value = getattr(args, name)
+        if not has_effect and value not in (usual, None):
+            flag = name.replace("_", "-")
+            raise ValueError(f"argument --{flag}: {value:g} is not allowed: it needs {needed}")
 
 
 def _update_freq(args: Namespace) -> Tuple[int, ...]:
@@ -220,9 +249,14 @@ def require_sentences(criterion: Any, name: str) -> None:
     )
 
 
-def warn_if_never_open(config: SharpnessAwareConfig, args: Namespace) -> None:
-    """Warns of a start beyond the end of the run."""
+def warn_of_no_effect(config: SharpnessAwareConfig, args: Namespace) -> None:
+    """Warns of a start beyond the end of the run, and of ascents that nothing can share."""
     max_epoch = getattr(args, "max_epoch", None) or 0
+    if config.perturbation.ascent_share < 1 and max(config.update_freq) == 1:
+        logger.warning(
+            f"--sam-ascent-share {config.perturbation.ascent_share:g} shares nothing with "
+            "--update-freq 1: each update has one micro-batch, with an ascent of its own"
+        )
     if 0 < max_epoch < config.gate.start_epoch:
         logger.warning(
             f"--sam-start-epoch {config.gate.start_epoch} is beyond --max-epoch {max_epoch}: "

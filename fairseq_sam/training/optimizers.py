@@ -24,7 +24,7 @@ from fairseq_sam.training.base_optimizers import (
     build_base_optimizer,
 )
 from fairseq_sam.training.configuration import carry
-from fairseq_sam.training.flags import add_flags, config_from, warn_if_never_open
+from fairseq_sam.training.flags import add_flags, config_from, warn_of_no_effect
 from fairseq_sam.training.hydra import is_hydras, namespace_from_hydra
 from fairseq_sam.training.optimizer_state import has_momentum, has_second_moments
 
@@ -63,7 +63,7 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
         else:
             args = values = cfg
         config = config_from(args, cls.method)
-        warn_if_never_open(config, args)
+        warn_of_no_effect(config, args)
         try:
             base = build_base_optimizer(args.base_optimizer, values, params)
         except ImportError as error:

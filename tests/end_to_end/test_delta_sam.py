@@ -130,10 +130,10 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> List[SharpnessAwareLoss]:
 
 
 def test_flags_reach_the_engine(fairseq_train: Callable[..., Run], engines: Any):
-    flags = "--delta-sam-eta 0.002 --delta-sam-beta 7 --delta-sam-probe-radius 0.3 --sam-rho 0.02"
+    flags = "--delta-sam-eta 0.002 --delta-sam-probe-radius 0.3 --sam-rho 0.02"
     run = fairseq_train("--optimizer delta_sam", flags, CROSS_ENTROPY, "--max-update 1")
     settings = engines[-1].settings
-    assert (settings.eta, settings.beta, settings.probe_radius) == (0.002, 7.0, 0.3)
+    assert (settings.eta, settings.probe_radius) == (0.002, 0.3)
     assert (settings.rho, settings.weighting) == (0.02, "published")
     described = [
         line for line in run.output.splitlines() if "| fairseq_sam.training.optimizers |" in line
