@@ -139,6 +139,11 @@ def test_start_epoch_beyond_max_epoch_warns(fairseq_train):
     assert run.updates() == 2
 
 
+def test_sharing_ascents_without_accumulation_warns(fairseq_train):
+    run = fairseq_train("--optimizer sam --sam-ascent-share 0.5 --max-update 1")
+    assert run.output.count("--sam-ascent-share 0.5 shares nothing with --update-freq 1") == 1
+
+
 def test_start_epoch_within_max_epoch_does_not_warn(fairseq_train):
     run = fairseq_train("--optimizer ga_sam --sam-start-epoch 2 --max-epoch 2 --max-update 2")
     assert "WARNING | fairseq_sam" not in run.output
