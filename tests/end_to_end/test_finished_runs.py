@@ -71,6 +71,7 @@ def test_a_later_end_is_trained_to(fairseq_train, tmp_path):
     whole.assert_same_training(longer)
 
 
+@pytest.mark.slow
 def test_as_a_module(fairseq_train_alone, tmp_path):
     """``python -m fairseq_cli.train`` is not the module that plugins import by that name."""
     flags = ("--optimizer sam", "--max-update 2", "--max-epoch 5")

@@ -75,6 +75,7 @@ def perturbed(run: Run) -> bool:
     return "sharpness" in run.output and '"perturbation_on": "1"' in run.output
 
 
+@pytest.mark.slow
 def test_dataclass_base_with_its_keys(hydra_train):
     run = hydra_train(optimizer("ga_sam", sam_rho=0.01, adam_betas="[0.5,0.6]"))
     assert run.status == 0, run.output
@@ -83,6 +84,7 @@ def test_dataclass_base_with_its_keys(hydra_train):
     assert list(group["betas"]) == [0.5, 0.6]
 
 
+@pytest.mark.slow
 def test_legacy_base_with_its_keys(hydra_train):
     run = hydra_train(optimizer("sam", base_optimizer="sgd", momentum=0.5))
     assert run.status == 0, run.output

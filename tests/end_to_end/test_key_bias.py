@@ -56,6 +56,7 @@ def test_the_gradient_norm_stays_with_adams(fairseq_train, trained):
     assert max(ga_sam) < 3 * max(adam)
 
 
+@pytest.mark.slow
 def test_without_the_floor_the_perturbation_explodes(fairseq_train, trained, monkeypatch):
     _, guarded = gradient_norms(fairseq_train, trained, GA_SAM)
     monkeypatch.setattr(ascent, "noise_of_tensors", lambda norms, *others: 0.0 * norms)

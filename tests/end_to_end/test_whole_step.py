@@ -43,10 +43,7 @@ class Method(NamedTuple):
     per_instance: bool = False
 
 
-DELTA = (
-    f"delta_sam --delta-sam-eta {ETA} --delta-sam-beta {BETA} --delta-sam-probe-radius {PROBE} "
-    f"{PER_SENTENCE}"
-)
+DELTA = f"delta_sam --delta-sam-probe-radius {PROBE} {PER_SENTENCE}"
 
 METHODS = {
     "sam": Method("sam"),
@@ -61,9 +58,9 @@ METHODS = {
         "ga_sam --sam-steps 2 --sam-granularity filter --sam-risk perturbed --sam-norm l2",
         "l2", "gradient-strength", "filter", "perturbed", 2,
     ),
-    "delta_sam": Method(DELTA, weighting="published"),
+    "delta_sam": Method(f"{DELTA} --delta-sam-eta {ETA}", weighting="published"),
     "delta_sam_draft": Method(
-        f"{DELTA} --delta-sam-variant draft --sam-risk mean --sam-steps 2",
+        f"{DELTA} --delta-sam-variant draft --delta-sam-beta {BETA} --sam-risk mean --sam-steps 2",
         risk="mean", steps=2, weighting="draft",
     ),
     "per_instance_sam": Method("per_instance_sam", per_instance=True),

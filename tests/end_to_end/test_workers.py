@@ -40,7 +40,7 @@ def assert_equal_on_both(weights):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--optimizer ga_sam --sam-rho 0.02 --sam-steps 2",
+        pytest.param("--optimizer ga_sam --sam-rho 0.02 --sam-steps 2", marks=pytest.mark.slow),
         pytest.param(
             "--optimizer sam --criterion smart_cross_entropy --smart-mu 1 --store-ema",
             marks=pytest.mark.slow,
@@ -144,7 +144,7 @@ assert torch.equal(gathered[0], gathered[1])
 """
 
 
-@pytest.mark.parametrize("method", ["sam", "ga_sam"])
+@pytest.mark.parametrize("method", [pytest.param("sam", marks=pytest.mark.slow), "ga_sam"])
 def test_torchs_own_data_parallel_averages_sharpness_aware_gradients(tmp_path, method):
     """fairseq's default backend, which fairseq cannot run on a CPU."""
     workers = [

@@ -83,7 +83,7 @@ def test_a_failure_of_the_search_is_logged_only(caplog):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sam"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "sam"])
 def test_a_diverged_run_says_so(fairseq_train_alone, optimizer):
     run = fairseq_train_alone(
         f"--optimizer {optimizer} --lr 1e30 --clip-norm 0 --max-update 20 --encoder-layers 2"

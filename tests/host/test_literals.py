@@ -261,7 +261,9 @@ class TestCheckpoint:
         assert "not a literal, and code is not run" in capsys.readouterr().err
         assert not ran.exists()
 
-    @pytest.mark.parametrize("command", ["generate", "validate"])
+    @pytest.mark.parametrize(
+        "command", ["generate", pytest.param("validate", marks=pytest.mark.slow)]
+    )
     def test_is_refused_by_fairseq(self, corpus, poisoned, command):
         path, ran = poisoned
         program = f"from fairseq_cli.{command} import cli_main; cli_main()"

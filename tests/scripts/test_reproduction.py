@@ -136,6 +136,7 @@ class TestDeEn:
         assert result.returncode == 1
         assert "another command is at work" in result.stdout
 
+    @pytest.mark.slow
     def test_a_failing_training_is_reported_and_the_others_go_on(self, finished):
         tmp_path, out, _ = finished
         methods = ["--methods", "baseline,sam@1e-5,asam@1e-5", "--stop-stage", 4]
@@ -158,6 +159,7 @@ class TestDeEn:
         assert "free_lb seed 1: epoch   2" in result.stdout
         assert "smart seed 1: epoch   2" in result.stdout
 
+    @pytest.mark.slow
     def test_stopping_the_script_stops_its_trainings(self, finished):
         tmp_path, out, _ = finished
         options = ["--methods", "layer_sam@1e-6", "--stop-stage", 4, "--extra", ""]

@@ -189,10 +189,10 @@ class TestBeforeAnything:
         ("flags", "complaint"),
         [
             ("--no-such-flag 3", "unrecognized arguments: --no-such-flag 3"),
-            ("--sam-steps 0", "--sam-steps"),
+            pytest.param("--sam-steps 0", "--sam-steps", marks=pytest.mark.slow),
             pytest.param("--arch nonsense", "argument --arch", marks=pytest.mark.slow),
             pytest.param("--source-lang xx", "xx", marks=pytest.mark.slow),
-            ("--valid-subset other", "other"),
+            pytest.param("--valid-subset other", "other", marks=pytest.mark.slow),
             pytest.param("--encoder-attention-heads 3", "num_heads", marks=pytest.mark.slow),
             pytest.param("--weight-decay nonsense", "--weight-decay", marks=pytest.mark.slow),
         ],
