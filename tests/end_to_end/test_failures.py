@@ -194,7 +194,7 @@ def test_an_overflow_in_the_last_pass_is_fairseqs_to_handle(fairseq_train, monke
     with pytest.raises((FloatingPointError, StopIteration)):
         fairseq_train("--optimizer sam --sam-rho 0.1 --max-update 3", save_dir=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "crash.pt", weights_only=False)["model"]
-    weights = [saved[key] for key in saved if key.endswith(("weight", "bias"))]
+    weights = [saved[key] for key in saved if key.endswith((".weight", ".bias"))]
     assert len(weights) == len(before)
     for weight, original in zip(weights, before.values()):
         assert torch.equal(weight, original)
