@@ -37,7 +37,7 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
     --task {"|".join(TASKS)}
     --data DIR       mr: {{pos,neg}}; de_en: {{train,valid,test}}.{{de,en}}; ptb_...:
                      ptb.{{train,valid,test}}.txt; each plain or .gz
-    --train N        examples to train on, not of mr (default: de_en 5000, ptb_... 8000)
+    --train N        examples to train on, not of mr (default: de_en 5000, ptb_... 4000)
     --epochs N       in all (default: the task's)
     --start-epoch N  first one with the perturbation (default: the task's)
     """
