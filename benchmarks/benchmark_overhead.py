@@ -169,17 +169,14 @@ def make_trainer(data: Path, args: argparse.Namespace) -> Any:
 def configure(trainer: Any, variant: Optional[Dict[str, Any]]) -> None:
     """Makes the trainer's next steps those of a variant; None is the base optimizer."""
     from fairseq_sam.perturbation import method_settings
-    from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
+    from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig, base_of
 
     config = None
     if variant is not None:
         settings = method_settings(variant["method"], **variant.get("parts", {}))
         gate = Gate(start_epoch=variant.get("start_epoch", 1))
         config = SharpnessAwareConfig(variant["method"], settings, gate)
-    optimizer = trainer.optimizer
-    for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
-        optimizer = getattr(optimizer, wrapped, optimizer)
-    optimizer.sharpness_aware = config
+    base_of(trainer.optimizer).sharpness_aware = config
 
 
 def peer_step(name: str, trainer: Any, samples: List[Any]) -> Step:

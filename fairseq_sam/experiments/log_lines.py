@@ -54,11 +54,11 @@ def epoch_line(epoch: int, train: Dict[str, float], valid: Dict[str, float]) -> 
     if "loss" in valid:
         text += f"  valid loss {valid['loss']:6.3f}"
     text += f"  {train.get('train_wall', 0.0):>3.0f} s"
-    if "sharpness" in train and train.get("perturbation_on", 0.0) > 0:
-        text += f"  sharpness {train['sharpness']:6.3f}"
-    elif train.get("perturbation_on", 0.0) > 0:  # there is none without a pass at w
-        text += f"  rho {train.get('rho', 0.0):.2g}"
-    return text
+    if train.get("perturbation_on", 0.0) == 0:
+        return text
+    if "sharpness" in train:
+        return f"{text}  sharpness {train['sharpness']:6.3f}"
+    return f"{text}  rho {train.get('rho', 0.0):.2g}"  # without a pass at w
 
 
 def last_lines(log: Path, start: int) -> List[str]:

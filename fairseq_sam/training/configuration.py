@@ -141,6 +141,12 @@ def carrier_of(optimizer: Any) -> Optional[Any]:
     Returns:
         None where the run is not sharpness-aware.
     """
+    base = base_of(optimizer)
+    return base if getattr(base, "sharpness_aware", None) is not None else None
+
+
+def base_of(optimizer: Any) -> Any:
+    """Returns the base optimizer inside what fairseq's trainer holds, whatever it carries."""
     for wrapped in ("fp32_optimizer", "wrapped_optimizer"):
         optimizer = getattr(optimizer, wrapped, optimizer)
-    return optimizer if getattr(optimizer, "sharpness_aware", None) is not None else None
+    return optimizer

@@ -63,7 +63,9 @@ _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-br
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
 _PTB: Dict[str, Any] = {
-    **{"criterion": "cross_entropy", "alpha": 1, "epochs": 12, "start_epoch": 6, "train": 4000},
+    "criterion": "cross_entropy",
+    "alpha": 1,
+    "train": 4000,
     "metrics": f"{_OF_TOKENS},valid Perplexity",
 }
 
@@ -102,6 +104,8 @@ TASKS = {
         flags=f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
             --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
             --share-decoder-input-output-embed --dropout 0.2 --lr 1e-2""",
+        epochs=12,
+        start_epoch=6,
         **_PTB,
     ),
     "ptb_transformer": Task(
@@ -109,7 +113,9 @@ TASKS = {
         flags=f"""{_LANGUAGE_MODEL} --arch transformer_lm --decoder-layers 2
             --decoder-embed-dim 64 --decoder-ffn-embed-dim 128 --decoder-attention-heads 4
             --share-decoder-input-output-embed --dropout 0.2 --lr 5e-4""",
-        **{**_PTB, "epochs": 10, "start_epoch": 4},
+        epochs=10,
+        start_epoch=4,
+        **_PTB,
     ),
 }
 
