@@ -1,24 +1,22 @@
-"""The recipes against the papers' settings and figures; no other place has them twice."""
+"""The recipes against what the papers print (docs/papers.md)."""
 
 import re
+from collections import Counter
 
 import pytest
 
 from fairseq_sam.experiments.recipes import NAMES, published, recipe_of
 from fairseq_sam.experiments.recipes.adversarial_risk import RECIPE as RISK
-from tests.conftest import REAL_DATA
+from tests.conftest import REAL_DATA, ROOT
 from tests.experiments.runs import commands, flags, trainings
 
-SPECIFICATION = REAL_DATA.parent / "papers" / "SPEC.md"
-needs_specification = pytest.mark.skipif(
-    not SPECIFICATION.is_file(), reason="the specification is not there"
-)
+PAPERS = ROOT / "docs" / "papers.md"
 METHODS = ("sam", "asam", "layer_sam", "multi_step_defense", "ga_sam")
 
 
 @pytest.fixture(scope="module")
-def specification():
-    return SPECIFICATION.read_text(encoding="utf-8")
+def papers():
+    return PAPERS.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -33,20 +31,19 @@ def training(capsys, tmp_path, monkeypatch):
     return flags_of
 
 
-def table(specification, first_column):
+def table(papers, first_column):
     """Returns the cells of the first row of a table that begins so."""
-    row = re.search(rf"^\| {re.escape(first_column)} \|(.*)\|$", specification, re.MULTILINE)
+    row = re.search(rf"^\| {re.escape(first_column)} \|(.*)\|$", papers, re.MULTILINE)
     return [cell.strip() for cell in row.group(1).split("|")]
 
 
-@needs_specification
 class TestSettings:
     @pytest.mark.parametrize(
         ("recipe", "row", "epochs"),
         [("iwslt14_de_en", "De-En", "70"), ("iwslt15_en_vi", "En-Vi", "52")],
     )
-    def test_translation(self, specification, training, recipe, row, epochs):
-        printed = [float(cell) for cell in table(specification, row)]
+    def test_translation(self, papers, training, recipe, row, epochs):
+        printed = [float(cell) for cell in table(papers, row)]
         for method, radius in zip(METHODS, printed):
             found = training(recipe, method)
             assert float(found["--sam-rho"]) == radius
@@ -55,8 +52,8 @@ class TestSettings:
             steps = "2" if method in ("multi_step_defense", "ga_sam") else None
             assert found.get("--sam-steps") == steps
             assert found["--arch"] == "transformer_wmt_en_de"
-        assert f"{epochs} epochs" in specification
-        line = specification.split("FreeLB there:")[1].split("\n\n")[0].replace("\n", " ")
+        assert f"{epochs} epochs" in papers
+        line = papers.split("FreeLB there (App. C.4):")[1].split("\n\n")[0].replace("\n", " ")
         steps, radius = re.search(rf"{row} K=(\d), ε=([0-9.]+\d)", line).groups()
         found = training(recipe, "free_lb")
         assert (found["--free-lb-steps"], found["--free-lb-radius"]) == (steps, radius)
@@ -64,8 +61,8 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("recipe", "paragraph"), [("textcnn_imdb", "IMDB TextCNN"), ("lstm_ptb", "PTB LSTM")]
     )
-    def test_one_step_methods(self, specification, training, recipe, paragraph):
-        text = re.search(rf"^{paragraph}.*?\n(SAM .*)$", specification, re.MULTILINE).group(1)
+    def test_one_step_methods(self, papers, training, recipe, paragraph):
+        text = re.search(rf"^{paragraph}.*?\n(SAM .*)$", papers, re.MULTILINE).group(1)
         for method, part in zip(METHODS, text.rstrip(".").split(" · ")):
             norm, radius = part.split()[-2:]
             found = training(recipe, method)
@@ -73,17 +70,17 @@ class TestSettings:
             assert found["--sam-norm"] == {"L∞": "linf", "L2": "l2"}[norm]
             assert "--sam-steps" not in found  # the methods' default is 1
 
-    def test_sizes(self, specification, training):
+    def test_sizes(self, papers, training):
         textcnn, lstm = training("textcnn_imdb", "baseline"), training("lstm_ptb", "baseline")
-        assert "windows 3,4,5, 500 maps each, embedding 500, vocabulary 30000" in specification
-        assert "length 200, Adam 1e-3, batch 64, 10 epochs" in specification
+        assert "windows 3,4,5, 500 maps each, embedding 500, vocabulary 30000" in papers
+        assert "length 200, Adam 1e-3, batch 64, 10 epochs" in papers
         wanted = {
             "--windows": "3,4,5", "--feature-maps": "500", "--embed-dim": "500", "--lr": "1e-3",
             "--max-positions": "200", "--batch-size": "64", "--max-epoch": "10",
             "--optimizer": "adam",
         }  # fmt: skip
         assert {key: textcnn[key] for key in wanted} == wanted
-        assert "SGD lr 50, clip 0.25, lr halved after epoch 10, 20 epochs" in specification
+        assert "SGD lr 50, clip 0.25, lr halved after epoch 10, 20 epochs" in papers
         wanted = {
             "--decoder-layers": "2", "--decoder-embed-dim": "500", "--decoder-hidden-size": "500",
             "--share-decoder-input-output-embed": True, "--optimizer": "sgd", "--lr": "50",
@@ -92,24 +89,24 @@ class TestSettings:
         }  # fmt: skip
         assert {key: lstm[key] for key in wanted} == wanted
 
-    def test_bart(self, specification, training):
-        rho, eta = re.search(r"BART CNN/DM ρ=([0-9.]+), η=([0-9.e-]+\d)", specification).groups()
+    def test_bart(self, papers, training):
+        rho, eta = re.search(r"BART CNN/DM ρ=([0-9.]+), η=([0-9.e-]+\d)", papers).groups()
         found = training("bart_cnn_dm", "delta_sam", "--bart", "B", "--gpus", 8)
         assert (found["--sam-rho"], found["--delta-sam-eta"]) == (rho, eta)
         assert (found["--arch"], found["--update-freq"]) == ("bart_large", "4")
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
-    def test_glue(self, specification, capsys, tmp_path, family):
+    def test_glue(self, papers, capsys, tmp_path, family):
         for name in ("flags.txt", *(["merges.txt"] if family == "roberta" else [])):
             (tmp_path / name).touch()
         title = {"bert": "BERT-base", "roberta": "RoBERTa-large"}[family]
-        best = re.search(rf"{title} ρ=(\S+) \(STS-B (\S+)\), η=(\S+) \(RTE (\S+)\)", specification)
+        best = re.search(rf"{title} ρ=(\S+) \(STS-B (\S+)\), η=(\S+) \(RTE (\S+)\)", papers)
         rho, rho_of_sts, eta, eta_of_rte = best.groups()
-        order = re.search(r"β for BERT-base\n(.*?); for", specification).group(1)
+        order = re.search(r"β for BERT-base\n(.*?); for", papers).group(1)
         tasks = [part.split()[0] for part in order.split(", ")]
         betas = [part.split()[1] for part in order.split(", ")]
         if family == "roberta":
-            betas = re.search(r"for RoBERTa-large ([0-9, ]+)\.", specification).group(1).split(", ")
+            betas = re.search(r"for RoBERTa-large ([0-9, ]+)\.", papers).group(1).split(", ")
         for task, beta in zip(tasks, betas):
             found = trainings(
                 commands(
@@ -123,22 +120,18 @@ class TestSettings:
             assert draft["--delta-sam-beta"] == beta
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
-    def test_mirror_bert(self, specification, training, tmp_path, family):
+    def test_mirror_bert(self, papers, training, tmp_path, family):
         (tmp_path / "flags.txt").write_text(f"--arch {family}\n")
         name = {"bert": "BERT", "roberta": "RoBERTa"}[family]
-        found = re.search(
-            rf"ρ=([0-9.]+), η=([0-9.]+),[a-z ]* noise ([0-9.]+) \({name}\)", specification
-        )
+        found = re.search(rf"ρ=([0-9.]+), η=([0-9.]+),[a-z ]* noise ([0-9.]+) \({name}\)", papers)
         options = ["--model", tmp_path, "--sts", tmp_path]
         flags = training("mirror_bert", "delta_sam_noise", *options)
         names = ("--sam-rho", "--delta-sam-eta", "--mirror-noise")
         assert tuple(flags[name] for name in names) == found.groups()
         assert flags["--mirror-perturb"] == "one"
 
-    def test_per_instance_perturbation_has_twice_the_epochs(
-        self, specification, training, tmp_path
-    ):
-        assert "Per-instance perturbation: twice the epochs." in specification
+    def test_per_instance_perturbation_has_twice_the_epochs(self, papers, training, tmp_path):
+        assert "Per-instance perturbation: twice the epochs." in papers
         for name in ("pos", "neg", "flags.txt"):
             (tmp_path / name).touch()
         glue = ["RTE", "--model", tmp_path, "--data", tmp_path]
@@ -153,9 +146,8 @@ class TestSettings:
             assert all(int(other[name]) == 2 * int(sam[name]) for name in names)
 
 
-@needs_specification
 class TestFigures:
-    def test_ga_sam(self, specification):
+    def test_ga_sam(self, papers):
         rows = {
             "baseline": "baseline", "SAM": "sam", "ASAM": "asam", "Layer-SAM": "layer_sam",
             "Multi-step Defense": "multi_step_defense", "GA-SAM": "ga_sam", "FreeLB": "free_lb",
@@ -163,13 +155,13 @@ class TestFigures:
         recipes = ("textcnn_imdb", "lstm_ptb", "iwslt15_en_vi", "iwslt14_de_en")
         figures = published()
         for title, method in rows.items():
-            results = specification.split("\n## 7.")[1]
+            results = papers.split("\n## Results")[1]
             for recipe, cell in zip(recipes, table(results, title)):
                 (metric,) = figures[recipe].metrics.values()
                 assert metric.get(method, "").split(" ± ")[0] == cell
 
-    def test_ablations(self, specification):
-        text = specification.split("Ablations (GA-SAM Table 2")[1].split("\n\n")[0]
+    def test_ablations(self, papers):
+        text = papers.split("GA-SAM, Table 2, ablations")[1].split("\n\n")[0]
         pairs = re.findall(r"([^·:]+?) (\d\d\.\d\d)/(\d\d\.\d\d)", text.split("):")[1])
         names = (
             *("ga_sam_single", "ga_sam_element", "ga_sam_model", "ga_sam_weight_over_gradient"),
@@ -183,17 +175,17 @@ class TestFigures:
             found = figures["lstm_ptb_ablation"].metrics["Perplexity"][name]
             assert found.split(" ± ")[0] == perplexity
 
-    def test_bart(self, specification):
-        text = specification.split("CNN/DM (R-1/R-2/R-L): ")[1].split("\n")[0].rstrip(".")
+    def test_bart(self, papers):
+        text = papers.split("CNN/DM (R-1/R-2/R-L): ")[1].split("\n")[0].rstrip(".")
         metrics = published()["bart_cnn_dm"].metrics
         for part, method in zip(text.split(" · "), ("baseline", "r3f", "r_drop", "delta_sam")):
             values = part.split()[-1].split("/")
             assert [metric[method] for metric in metrics.values()] == values
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
-    def test_averages_of_glue(self, specification, family):
+    def test_averages_of_glue(self, papers, family):
         begin = {"bert": "BERT-base average: ", "roberta": "RoBERTa-large: "}[family]
-        text = specification.split(begin)[1].split(". ")[0].split("\n")[0].rstrip(".")
+        text = papers.split(begin)[1].split(". ")[0].split("\n")[0].rstrip(".")
         names = {"R-Drop": "r_drop", "SAM": "sam", "δ-SAM": "delta_sam", "FreeLB": "free_lb"}
         baseline, *others = text.split(", ")
         wanted = {"baseline": baseline, **{names[o.split()[0]]: o.split()[1] for o in others}}
@@ -203,8 +195,8 @@ class TestFigures:
             values = [float(v[method]) for paper in tables for v in paper.metrics.values()]
             assert sum(values) / 8 == pytest.approx(float(average), abs=0.11)
 
-    def test_sts(self, specification):
-        text = specification.split("STS average: ")[1].split("\n")[0]
+    def test_sts(self, papers):
+        text = papers.split("STS average: ")[1].split("\n")[0]
         bert = re.findall(r"\d\d\.\d\d", text.split(";")[0])
         roberta = re.findall(r"\d\d\.\d\d", text.split(";")[1])
         for family, values in (("bert", bert), ("roberta", roberta)):
@@ -212,12 +204,26 @@ class TestFigures:
             names = ("baseline", "sam", "delta_sam", "delta_sam_noise")
             assert [average[name] for name in names] == values
 
-    def test_adversarial_risk(self, specification):
-        text = specification.split("(δ-SAM Table 4, ρ=0.05), MRPC/RTE: ")[1].split("\n")[0]
+    def test_adversarial_risk(self, papers):
+        text = papers.split("Table 4, adversarial risk (ρ=0.05), MRPC/RTE: ")[1].split("\n")[0]
         values = [part.split()[-1].split("/") for part in text.rstrip(".").split(" · ")]
         names = ("adam", "sam", "delta_sam", "per_instance_sam")
         found = [[metric[name] for metric in RISK.paper.metrics.values()] for name in names]
         assert found == values
+
+
+class TestPage:
+    def test_no_figure_of_the_specification_is_missing(self, papers):
+        """Where the specification that the page was written from is beside the data."""
+        path = REAL_DATA.parent / "papers" / "SPEC.md"
+        if not path.is_file():
+            pytest.skip(f"{path} is not there")
+        sections = path.read_text(encoding="utf-8").split("\n## ")
+        wanted = "".join(section for section in sections if section[:2] in ("6.", "7."))
+        number = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
+        wanted = number.findall(re.sub(r"^[67]\.", "", wanted, flags=re.MULTILINE))
+        assert len(wanted) > 200
+        assert not Counter(wanted) - Counter(number.findall(papers))
 
 
 class TestTables:
