@@ -25,6 +25,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    NamedTuple,
     Optional,
     Sequence,
     Tuple,
@@ -58,10 +59,11 @@ class Replay:
     def __init__(
         self, called: Iterable[Any], tensors: Iterable[Tensor], written: Iterable[Tensor] = ()
     ) -> None:
-        self._holders = _with_submodules(called)
+        self._holders = _holders(called)
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        known = [*_weights_that_passes_write(self._holders), *written]
+        modules = [*self._holders.modules, *self._holders.scripted]
+        known = [*_weights_that_passes_write(modules), *written]
         self._written = list({id(weight): weight for weight in known}.values())
         self._start = HeldState(self._holders)
         self._began = False
@@ -144,36 +146,52 @@ class Replay:
             foreach.copy_(self._written[: len(self._end_weights)], self._end_weights)
 
 
+class Holders(NamedTuple):
+    """What may hold something that a pass changes, each once.
+
+    Attributes:
+        modules: modules, without their submodules.
+        scripted: those that are compiled; of them the buffers can be seen.
+        others: other objects.
+    """
+
+    modules: List[nn.Module]
+    scripted: List[nn.Module]
+    others: List[Any]
+
+
 class HeldState:
     """What some objects hold.
 
     Args:
-        holders: modules, without their submodules, and other objects.
+        holders: the objects.
         earlier: what they held before; its copies serve for what is as it was.
     """
 
-    def __init__(self, holders: List[Any], earlier: Optional[HeldState] = None) -> None:
+    def __init__(self, holders: Holders, earlier: Optional[HeldState] = None) -> None:
         self._plain = [
             (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
-            for names in (vars(h) for h in holders if not isinstance(h, nn.Module))
+            for names in (holder.__dict__ for holder in holders.others)
         ]
-        modules = [h for h in holders if isinstance(h, nn.Module) and not _is_scripted(h)]
-        dictionaries = [module.__dict__ for module in modules] + [m._buffers for m in modules]
+        modules = holders.modules
+        dictionaries: List[Dict[str, Any]] = [module.__dict__ for module in modules]
+        dictionaries += [module._buffers for module in modules]
         self._names = [(names, dict(names)) for names in dictionaries]
         self._kept: List[Callable[[], None]] = []
         tensors: Dict[int, Tensor] = {}
         seen = set()
         for _, saved in self._names:
-            for name, value in saved.items():
+            for name in saved.keys() - _OF_EVERY_MODULE:
+                value = saved[name]
                 kind = type(value)
-                if kind in _UNCHANGING or name in _OF_EVERY_MODULE:
+                if kind in _UNCHANGING:
                     continue
                 if isinstance(value, Tensor):
                     tensors[id(value)] = value
                 elif kind in _KEEPERS and id(value) not in seen:
                     seen.add(id(value))
                     self._kept.append(_KEEPERS[kind](value))
-        self._kept += [_keep_scripted_buffers(h) for h in holders if _is_scripted(h)]
+        self._kept += [_keep_scripted_buffers(module) for module in holders.scripted]
         before = [] if earlier is None else earlier._values
         copies = {id(tensor): value for tensor, value in before}
         self._values: List[Tuple[Tensor, Tensor]] = [
@@ -187,7 +205,7 @@ class HeldState:
         (What it does to lists and generators does not.)
         """
         names_before = [dict(names) for names, _ in self._names]
-        before = [_copy_of_value(tensor, value) for tensor, value in self._values]
+        before = [tensor.detach().clone() for tensor, _ in self._values]
         yield
         for (names, saved), old in zip(self._names, names_before):
             is_same = all(map(operator.is_, names.values(), old.values()))
@@ -208,12 +226,12 @@ class HeldState:
             if len(names) > len(saved):
                 for name in names.keys() - saved.keys():
                     del names[name]
-        for names, saved in self._plain:
-            for name, value in [each for each in names.items() if type(each[1]) in _PLAIN]:
-                if name not in saved:
-                    del names[name]
-                elif value is not saved[name]:
-                    names[name] = saved[name]
+        for values, plain in self._plain:
+            for name, value in [each for each in values.items() if type(each[1]) in _PLAIN]:
+                if name not in plain:
+                    del values[name]
+                elif value is not plain[name]:
+                    values[name] = plain[name]
         for put_back in self._kept:
             put_back()
         alike = [each for each in self._values if each[0].shape == each[1].shape]
@@ -232,10 +250,6 @@ _UNCHANGING = frozenset((*_PLAIN, types.FunctionType, types.MethodType))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _is_scripted(holder: Any) -> bool:
-    return isinstance(holder, torch.jit.ScriptModule)
-
-
 def _can_be_kept(tensor: Tensor) -> bool:
     """Not what has no values yet, what is part of a graph, and what is one value expanded."""
     if is_lazy(tensor) or tensor.grad_fn is not None:
@@ -251,21 +265,9 @@ def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
 
 
 def _is_seen_equal(tensor: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are alike bit by bit; looked at only where this is quick."""
-    alike = tensor.dtype == other.dtype and tensor.shape == other.shape
-    return (
-        alike
-        and all(
-            each.device.type == "cpu" and each.layout == torch.strided and each.is_contiguous()
-            for each in (tensor, other)
-        )
-        and np.array_equal(_bytes(tensor), _bytes(other))
-    )
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """Returns the bytes of a tensor; numpy compares them four times faster than torch does."""
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    """Whether two tensors are equal, looked at only where that does not wait for a GPU."""
+    can_look = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return can_look and tensor.dtype == other.dtype and torch.equal(tensor, other)
 
 
 def _keep_scripted_buffers(module: Any) -> Callable[[], None]:
@@ -364,7 +366,7 @@ class RandomState:
     """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
-        devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
+        devices = {tensor.device for tensor in tensors if tensor.is_cuda}
         self._cpu = torch.get_rng_state()
         self._cuda: Dict[torch.device, Tensor] = {
             device: torch.cuda.get_rng_state(device) for device in devices
@@ -485,12 +487,20 @@ def autocast_off(device: torch.device) -> ContextManager[Any]:
     return torch.autocast(device.type, enabled=False)
 
 
-def _with_submodules(called: Iterable[Any]) -> List[Any]:
+def _holders(called: Iterable[Any]) -> Holders:
     distinct: Dict[int, Any] = {}
     for each in called:
         for holder in submodules(each) if isinstance(each, nn.Module) else [each]:
             distinct[id(holder)] = holder
-    return list(distinct.values())
+    found = Holders([], [], [])
+    for holder in distinct.values():
+        if not isinstance(holder, nn.Module):
+            found.others.append(holder)
+        elif isinstance(holder, torch.jit.ScriptModule):
+            found.scripted.append(holder)
+        else:
+            found.modules.append(holder)
+    return found
 
 
 def submodules(module: nn.Module) -> List[nn.Module]:
@@ -508,14 +518,14 @@ def submodules(module: nn.Module) -> List[nn.Module]:
     return list(found.values())
 
 
-def _weights_that_passes_write(holders: Iterable[Any]) -> List[Tensor]:
+def _weights_that_passes_write(modules: Iterable[nn.Module]) -> List[Tensor]:
     """Returns the weights of modules that have a hook before their forward pass.
 
     torch's own two, of weight and spectral norm, only write attributes. And those of lookups that
     shorten the rows that are too long (``max_norm``), which some passes do and some do not.
     """
     found: List[Tensor] = []
-    for module in holders:
+    for module in modules:
         hooks = getattr(module, "_forward_pre_hooks", None)
         writes = hooks and any(
             not isinstance(h, (WeightNorm, SpectralNorm)) for h in hooks.values()
