@@ -17,6 +17,7 @@ class Gate:
         start_update: first update that is perturbed, counted from 0.
         interval: perturb only the updates whose number is a multiple of this.
         ramp_updates: how many updates, from the first perturbed one, the radius grows for.
+        either: the first of the two starts counts, and not the second.
 
     Raises:
         ValueError: naming the setting, its value and what is allowed.
@@ -26,6 +27,7 @@ class Gate:
     start_update: int = 0
     interval: int = 1
     ramp_updates: int = 0
+    either: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -38,18 +40,15 @@ class Gate:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be {least} or more")
 
     def is_open(self, epoch: int, update: int) -> bool:
-        """Returns whether this update is perturbed; all conditions must hold.
+        """Returns whether this update is perturbed.
 
         >>> Gate(start_epoch=2, interval=3).is_open(epoch=2, update=6)
         True
         >>> Gate(start_epoch=2, interval=3).is_open(epoch=1, update=6)
         False
         """
-        return (
-            epoch >= self.start_epoch
-            and update >= self.start_update
-            and update % self.interval == 0
-        )
+        starts = (epoch >= self.start_epoch, update >= self.start_update)
+        return (any(starts) if self.either else all(starts)) and update % self.interval == 0
 
     def reach(self, update: int) -> float:
         """Returns what the radius of an update is multiplied by: it grows linearly, up to 1.
@@ -93,7 +92,8 @@ class SharpnessAwareConfig:
         return (
             f"{self.method}: rho {_described(p)} ({p.norm}), scale {p.scale}{groups}, "
             f"direction {p.direction}, {p.risk} risk, {p.num_steps} step(s), scales see the "
-            f"{p.loss_reduction} loss; from epoch {gate.start_epoch}, update {gate.start_update}, "
+            f"{p.loss_reduction} loss; from epoch {gate.start_epoch}"
+            f"{' or' if gate.either else ','} update {gate.start_update}, "
             f"every {gate.interval} update(s)"
             + (f", growing for {gate.ramp_updates}" if gate.ramp_updates else "")
             + (f"; {p.weighting} sentence weights" if p.weighting != "uniform" else "")

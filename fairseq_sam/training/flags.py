@@ -79,7 +79,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
         help="first update that is perturbed")
     add("--sam-start-fraction", type=fraction_or_zero, metavar="F",
         help="first perturbed update as a share of --max-update, or first perturbed epoch as a "
-             "share of --max-epoch; in place of the two above")
+             "share of --max-epoch, whichever comes first; in place of the two above")
     add("--sam-ramp-updates", type=whole_number(0), default=0, metavar="N",
         help="let the radius grow from nothing for the first N perturbed updates")
     add("--sam-interval", type=whole_number(1), default=1, metavar="N",
@@ -210,9 +210,9 @@ def _gate_from(args: Namespace) -> Gate:
             )
         if max_update > 0:
             update = math.ceil(share * max_update - 1e-9)
-        elif max_epoch > 0:
+        if max_epoch > 0:
             epoch = 1 + math.floor(share * max_epoch + 1e-9)
-        else:
+        if max(max_update, max_epoch) <= 0:
             raise ValueError(
                 f"start_fraction is {share:g}: it needs the end of the run, --max-update or "
                 "--max-epoch"
@@ -221,9 +221,11 @@ def _gate_from(args: Namespace) -> Gate:
         raise ValueError(
             f"ramp_updates is {args.sam_ramp_updates}: where the run starts with an epoch, the "
             "first perturbed update is not known; use --sam-start-update, or --sam-start-fraction "
-            "with --max-update"
+            "with --max-update and no --max-epoch"
         )
-    return Gate(epoch, update, args.sam_interval, args.sam_ramp_updates)
+    # Whichever limit ends the run, its share of it comes before that of the other.
+    either = share is not None and update > 0 and epoch > 1
+    return Gate(epoch, update, args.sam_interval, args.sam_ramp_updates, either)
 
 
 def require_sentences(criterion: Any, name: str) -> None:

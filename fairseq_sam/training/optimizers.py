@@ -46,7 +46,7 @@ class SharpnessAwareOptimizer(LegacyFairseqOptimizer):
             metavar="NAME",
             help="the optimizer that takes the steps, with its own flags: "
             + ", ".join(base_names())
-            + f" (default: {DEFAULT_BASE})",
+            + f" (default: that of an earlier --optimizer, otherwise {DEFAULT_BASE})",
         )
         add_flags(parser, cls.method)
         _complete_when_parsing(parser, cls.method)
@@ -119,6 +119,7 @@ def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
         base = _peek_base(sys.argv[1:] if args is None else args)
         if base in base_names():
             add_base_flags(parser, base)
+            parser.set_defaults(base_optimizer=base)
         known, rest = parse(args, namespace)
         problem = None
         if known.base_optimizer == "composite" and not is_hydras(parser):
@@ -138,9 +139,19 @@ def _complete_when_parsing(parser: ArgumentParser, method: str) -> None:
 
 
 def _peek_base(args: Sequence[str]) -> str:
+    """Returns the base optimizer of a command line.
+
+    Where our flags follow those of a whole command, the optimizer of that command takes the steps.
+
+    >>> _peek_base("--optimizer sgd --momentum 0.9 --optimizer sam".split())
+    'sgd'
+    """
     peek = ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--base-optimizer", default=DEFAULT_BASE)
-    return str(peek.parse_known_args(list(args))[0].base_optimizer)
+    peek.add_argument("--optimizer", action="append", default=[DEFAULT_BASE])
+    peek.add_argument("--base-optimizer")
+    found = peek.parse_known_args(list(args))[0]
+    earlier = [name for name in found.optimizer if name in base_names()]
+    return str(found.base_optimizer or earlier[-1])
 
 
 def _register(method: str) -> Type[SharpnessAwareOptimizer]:

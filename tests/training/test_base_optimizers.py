@@ -105,3 +105,12 @@ def test_several_learning_rates(fairseq_train):
     run = fairseq_train("--optimizer sam --sam-rho 0", flags)
     run.assert_same_training(fairseq_train("--optimizer adam", flags))
     assert run.values("lr")[-1] == 0.001
+
+
+@pytest.mark.parametrize("name", list(BASES))
+def test_added_to_a_whole_command_its_optimizer_stays(fairseq_train, name):
+    command = f"--optimizer {name} {BASES[name][0]} --max-update 3"
+    run = fairseq_train(command, "--optimizer sam --sam-rho 0.5")
+    run.assert_same_training(
+        fairseq_train(command, f"--optimizer sam --sam-rho 0.5 --base-optimizer {name}")
+    )

@@ -24,7 +24,8 @@ def gate(**given: Any) -> Gate:
     ("share", "run", "start"),
     [
         (0.7, {"max_update": 1000}, (1, 700)),
-        (0.7, {"max_update": 1000, "max_epoch": 10}, (1, 700)),
+        (0.7, {"max_update": 1000, "max_epoch": 10}, (8, 700)),
+        (0.5, {"max_update": 1000, "max_epoch": 1}, (1, 500)),
         (0.5, {"max_update": 5}, (1, 3)),
         (0.7, {"max_update": 0, "max_epoch": 10}, (8, 0)),
         (2 / 3, {"max_epoch": 30}, (21, 0)),
@@ -37,6 +38,13 @@ def test_a_share_of_the_run(share: float, run: Any, start: Any):
     assert (found.start_epoch, found.start_update) == start
 
 
+def test_of_two_limits_the_one_that_ends_the_run_counts():
+    found = gate(sam_start_fraction=0.5, max_update=100_000, max_epoch=4)
+    assert not found.is_open(epoch=2, update=200)
+    assert found.is_open(epoch=3, update=201)  # the epochs end first
+    assert found.is_open(epoch=2, update=50_000)  # the updates do
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -45,6 +53,10 @@ def test_a_share_of_the_run(share: float, run: Any, start: Any):
         ({"sam_start_fraction": 0.5, "sam_start_update": 2, "max_epoch": 9}, "takes the place"),
         ({"sam_ramp_updates": 9, "sam_start_epoch": 2}, "ramp_updates is 9"),
         ({"sam_ramp_updates": 9, "sam_start_fraction": 0.5, "max_epoch": 4}, "ramp_updates is 9"),
+        (
+            {"sam_ramp_updates": 9, "sam_start_fraction": 0.5, "max_epoch": 4, "max_update": 100},
+            "ramp_updates is 9",
+        ),
     ],
 )
 def test_what_cannot_be_together(given: Any, told: str):
