@@ -11,7 +11,7 @@ S(w + a) = ⟨u, F(w + a)⟩ with u constant. Where it stands among the risks: d
 """
 
 import contextlib
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any, Iterator, List, Optional, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -196,5 +196,5 @@ def _product(gradient: Tensor, output: Tensor) -> Tensor:
     """Returns ⟨u, F⟩ in float32 at least."""
     with autocast_off(output.device):
         u = at_least_float32(gradient.detach())
-        product: Tensor = _Product.apply(u, output)  # type: ignore[no-untyped-call]
+        product: Tensor = cast(Any, _Product.apply)(u, output)
         return product

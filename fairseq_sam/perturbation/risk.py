@@ -19,7 +19,7 @@ Example:
 
 import contextlib
 import math
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -342,7 +342,7 @@ def call_at(
     names = {id(weight): name for name, weight in module.named_parameters()}
     with contextlib.nullcontext() if with_graph else torch.no_grad():
         values = {
-            names[id(weight)]: _ValueElsewhere.apply(weight, value)  # type: ignore[no-untyped-call]
+            names[id(weight)]: cast(Any, _ValueElsewhere.apply)(weight, value)
             for weight, value in origins
             if id(weight) in names
         }

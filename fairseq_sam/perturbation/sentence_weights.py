@@ -7,7 +7,7 @@ displacements of w (w ± h r); they are constants to the gradient.
 
 import functools
 import logging
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor
@@ -247,7 +247,7 @@ class SentenceProbes:
         if number == len(self._clean):
             self._clean.append(losses.detach())
         self._applied.append([])
-        total: Tensor = WeighedSum.apply(losses, self._applied[-1])  # type: ignore[no-untyped-call]
+        total: Tensor = cast(Any, WeighedSum.apply)(losses, self._applied[-1])
         return total
 
     def apply_weights(self, rho: Radius) -> None:
