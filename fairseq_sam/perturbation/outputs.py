@@ -187,9 +187,9 @@ class _Product(torch.autograd.Function):
         return (gradient * output).nansum()
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> Tuple[None, Tensor]:
+    def backward(ctx: Any, *above: Tensor) -> Tuple[None, Tensor]:
         (gradient,) = ctx.saved_tensors
-        return None, (gradient * above).to(ctx.dtype)
+        return None, (gradient * above[0]).to(ctx.dtype)
 
 
 def _product(gradient: Tensor, output: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import stateless
 
 from fairseq_sam.perturbation.ascent import SecondMoment
 from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
@@ -30,10 +31,10 @@ from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
 from fairseq_sam.perturbation.weights import PerturbedWeights
 
-try:
-    from torch.func import functional_call
-except ImportError:  # torch 1.13
-    from torch.nn.utils.stateless import functional_call  # type: ignore[assignment]
+if hasattr(torch, "func"):
+    functional_call: Any = torch.func.functional_call
+else:  # torch 1.13
+    functional_call = stateless.functional_call
 
 SecondMoments = Sequence[Optional[SecondMoment]]
 
@@ -313,8 +314,8 @@ class _ValueElsewhere(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
-        return gradient, None
+    def backward(ctx: Any, *gradients: Tensor) -> Tuple[Tensor, None]:
+        return gradients[0], None
 
 
 def call_at(

@@ -294,9 +294,9 @@ class WeighedSum(torch.autograd.Function):
         return losses.sum()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> Tuple[Tensor, None]:
         """Gives each loss its weight."""
-        each = gradient.expand(ctx.shape)
+        each = gradients[0].expand(ctx.shape)
         return (each * ctx.weights[0].to(each) if ctx.weights else each), None
 
 

@@ -179,14 +179,14 @@ class RepeatedStep:
         if self._settings.risk == "functional":
             assert loss.outputs_of is not None
             self._outputs = Outputs(loss.outputs_of)
-        self.sentences = SentenceProbes(loss.settings)
-        self.gradients = StepGradients(
+        self.sentences: SentenceProbes = SentenceProbes(loss.settings)
+        self.gradients: StepGradients = StepGradients(
             loss, backward, scale_loss, self.sentences, self._outputs, reach
         )
         self._clean: Optional[ForwardPass] = None
         self._ascended: Optional[ForwardPass] = None
         self._momentum: Gradients = []
-        self.replay = Replay(loss.called, loss.trained, loss.written)
+        self.replay: Replay = Replay(loss.called, loss.trained, loss.written)
         self._marks: Dict[int, Tuple[Tensor, Tuple[int, int]]] = {}
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 

@@ -118,7 +118,7 @@ def best_radius(costs: Mapping[float, float]) -> Optional[float]:
         None if no cost of a radius above 0 is finite.
     """
     finite = [rho for rho, cost in costs.items() if rho != BASELINE and math.isfinite(cost)]
-    return min(finite, key=lambda rho: (costs[rho], -rho), default=None)
+    return min(finite, key=lambda rho: (costs[rho], -rho)) if finite else None
 
 
 def _remark(costs: Mapping[float, float], lowest: int, highest: int) -> str:
