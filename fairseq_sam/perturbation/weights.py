@@ -412,7 +412,7 @@ class PerturbedWeights:
         if self.low_precision:
             self._exact = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         total = self._exact if self.low_precision else weights
-        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients))
+        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients), True)
         self.norm = (
             ascent.step_length(coefficients, norms)
             if self.settings.norm == "l2"
@@ -422,9 +422,9 @@ class PerturbedWeights:
             self._add(self._exact)
 
     def _add_steps(
-        self, totals: List[Tensor], gradients: List[Tensor], factors: Blocks
+        self, totals: List[Tensor], gradients: List[Tensor], factors: Blocks, measure: bool = False
     ) -> List[Tensor]:
-        """Adds c ⊙ v to each tensor; returns ‖c ⊙ v‖ of each where v is a sign (``linf``).
+        """Adds c ⊙ v to each tensor; returns ‖c ⊙ v‖ of each where v is a sign, if wanted.
 
         Some tensors at a time: the signs of all would be another copy of the model.
         """
@@ -434,7 +434,7 @@ class PerturbedWeights:
             directions = gradients[part]
             if self.settings.norm == "linf":
                 directions = foreach.sign(directions)
-                lengths.append(foreach.product_norms(directions, chunk))
+                lengths += [foreach.product_norms(directions, chunk)] if measure else []
             torch._foreach_addcmul_(
                 totals[part], [d.to(t.dtype) for d, t in zip(directions, totals[part])], chunk
             )
