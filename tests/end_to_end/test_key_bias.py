@@ -48,6 +48,7 @@ def gradient_norms(fairseq_train, trained, *flags):
     return run.values("gnorm"), run
 
 
+@pytest.mark.slow
 def test_the_gradient_norm_stays_with_adams(fairseq_train, trained):
     adam, _ = gradient_norms(fairseq_train, trained, "--optimizer adam")
     ga_sam, _ = gradient_norms(fairseq_train, trained, GA_SAM)

@@ -94,7 +94,10 @@ def test_language_modeling_on_ptb(fairseq_train, ptb, method):
     assert_trained(fairseq_train(f"--optimizer {method} --max-update 3", task=task), 3)
 
 
-@pytest.fixture(scope="session", params=["multi30k-de-en", "iwslt14-de-en"])
+@pytest.fixture(
+    scope="session",
+    params=["multi30k-de-en", pytest.param("iwslt14-de-en", marks=pytest.mark.slow)],
+)
 def german_english(request, tmp_path_factory, real_lines, preprocess):
     text, data = tmp_path_factory.mktemp("de-en"), tmp_path_factory.mktemp("de-en-bin")
     for part, count in (("train", 100), ("valid", 20)):

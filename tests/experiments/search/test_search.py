@@ -378,6 +378,7 @@ class TestRefuses:
 class TestFairseq:
     FLAGS = "--optimizer sam --max-epoch 2 --save-interval 1 --no-epoch-checkpoints"
 
+    @pytest.mark.slow
     def test_end_to_end(self, corpus, tmp_path, capsys):
         found = tmp_path / "found.json"
         flags = split(corpus, TRANSLATION, TRAINING, self.FLAGS)
