@@ -412,7 +412,7 @@ class PerturbedWeights:
         if self.low_precision:
             self._exact = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         total = self._exact if self.low_precision else weights
-        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients), True)
+        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients), measure=True)
         self.norm = (
             ascent.step_length(coefficients, norms)
             if self.settings.norm == "l2"
@@ -434,7 +434,8 @@ class PerturbedWeights:
             directions = gradients[part]
             if self.settings.norm == "linf":
                 directions = foreach.sign(directions)
-                lengths += [foreach.product_norms(directions, chunk)] if measure else []
+                if measure:
+                    lengths.append(foreach.product_norms(directions, chunk))
             torch._foreach_addcmul_(
                 totals[part], [d.to(t.dtype) for d, t in zip(directions, totals[part])], chunk
             )

@@ -1,13 +1,12 @@
 """The recipes against what the papers print (docs/papers.md)."""
 
 import re
-from collections import Counter
 
 import pytest
 
 from fairseq_sam.experiments.recipes import NAMES, published, recipe_of
 from fairseq_sam.experiments.recipes.adversarial_risk import RECIPE as RISK
-from tests.conftest import REAL_DATA, ROOT
+from tests.conftest import ROOT
 from tests.experiments.runs import commands, flags, trainings
 
 PAPERS = ROOT / "docs" / "papers.md"
@@ -210,20 +209,6 @@ class TestFigures:
         names = ("adam", "sam", "delta_sam", "per_instance_sam")
         found = [[metric[name] for metric in RISK.paper.metrics.values()] for name in names]
         assert found == values
-
-
-class TestPage:
-    def test_no_figure_of_the_specification_is_missing(self, papers):
-        """Where the specification that the page was written from is beside the data."""
-        path = REAL_DATA.parent / "papers" / "SPEC.md"
-        if not path.is_file():
-            pytest.skip(f"{path} is not there")
-        sections = path.read_text(encoding="utf-8").split("\n## ")
-        wanted = "".join(section for section in sections if section[:2] in ("6.", "7."))
-        number = re.compile(r"\d+(?:\.\d+)?(?:e-\d+)?")
-        wanted = number.findall(re.sub(r"^[67]\.", "", wanted, flags=re.MULTILINE))
-        assert len(wanted) > 200
-        assert not Counter(wanted) - Counter(number.findall(papers))
 
 
 class TestTables:
