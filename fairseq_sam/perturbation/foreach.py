@@ -103,6 +103,18 @@ def discard_non_finite_(tensors: Sequence[Tensor], finite: Tensor) -> None:
         torch.nan_to_num_(tensor, nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def zero_unless_(tensors: Sequence[Tensor], condition: Tensor) -> None:
+    """Sets finite tensors to 0 where a condition is false, without a host-device sync.
+
+    Args:
+        tensors: changed in place.
+        condition: a boolean scalar; as ``finite`` of :func:`discard_non_finite_`.
+    """
+    if condition.device.type == "cpu" and bool(condition):
+        return
+    torch._foreach_mul_(list(tensors), [condition.to(tensor) for tensor in tensors])
+
+
 def take_gradients(weights: Sequence[Tensor]) -> Gradients:
     """Returns the weights' gradients, dense, and leaves none behind."""
     taken = [weight.grad for weight in weights]

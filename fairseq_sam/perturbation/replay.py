@@ -197,15 +197,20 @@ class HeldState:
         self._values: List[Tuple[Tensor, Tensor]] = [
             (t, _copy_of_value(t, copies.get(id(t)))) for t in tensors.values() if _can_be_kept(t)
         ]
+        self._marks = [mark(tensor) for tensor, _ in self._values]
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[None]:
         """Context of what becomes part of the state: what is set by name, and changes of tensors.
 
-        (What it does to lists and generators does not.)
+        (What it does to lists and generators does not, nor to large tensors past autograd.)
         """
         names_before = [dict(names) for names, _ in self._names]
-        before = [tensor.detach().clone() for tensor, _ in self._values]
+        before = [
+            value if _is_large(tensor) and mark(tensor) == noted else tensor.detach().clone()
+            for (tensor, value), noted in zip(self._values, self._marks)
+        ]
+        marks = [mark(tensor) for tensor, _ in self._values]
         yield
         for (names, saved), old in zip(self._names, names_before):
             is_same = all(map(operator.is_, names.values(), old.values()))
@@ -214,8 +219,10 @@ class HeldState:
             for name, value in names.items():
                 if name not in old or old[name] is not value:
                     saved[name] = value
-        for (tensor, value), earlier in zip(self._values, before):
-            if tensor.shape == value.shape == earlier.shape and not _is_seen_equal(tensor, earlier):
+        for (tensor, value), earlier, noted in zip(self._values, before, marks):
+            if mark(tensor) == noted and (_is_large(tensor) or _is_seen_equal(tensor, earlier)):
+                continue
+            if tensor.shape == value.shape == earlier.shape:
                 now = tensor.detach()
                 value.copy_(torch.where(now == earlier, value, now))
 
@@ -262,6 +269,16 @@ def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
     if earlier is not None and _is_seen_equal(tensor, earlier):
         return earlier
     return tensor.detach().clone()
+
+
+def mark(tensor: Tensor) -> Tuple[int, int]:
+    """Returns what another value of a tensor changes, unless it is written past autograd."""
+    return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _is_large(tensor: Tensor) -> bool:
+    """Whether looking at all values takes time: a table of positions."""
+    return tensor.numel() > 2**16
 
 
 def _is_seen_equal(tensor: Tensor, other: Tensor) -> bool:
@@ -516,6 +533,16 @@ def submodules(module: nn.Module) -> List[nn.Module]:
         below = each.children() if is_scripted else each._modules.values()
         waiting += [child for child in below if child is not None]
     return list(found.values())
+
+
+def held_weights(modules: Iterable[nn.Module]) -> List[int]:
+    """Returns what changes when the weights of modules become others; quicker than their names."""
+    return [
+        id(weight)
+        for module in modules
+        for holder in submodules(module)
+        for weight in holder._parameters.values()
+    ]
 
 
 def _weights_that_passes_write(modules: Iterable[nn.Module]) -> List[Tensor]:

@@ -42,8 +42,8 @@ def probe_length(settings: PerturbationSettings, norm: Tensor, dtype: torch.dtyp
     return (norm * reach).clamp(min=least)
 
 
-def random_direction(weights: Sequence[Tensor]) -> List[Tensor]:
-    """Returns r ~ N(0, I) rescaled to ‖r‖₂ = 1, one tensor a weight, float32 at least.
+def random_direction(weights: Sequence[Tensor], length: Radius = 1.0) -> List[Tensor]:
+    """Returns r ~ N(0, I) rescaled to a length ‖r‖₂, one tensor a weight, float32 at least.
 
     The numbers come from a generator of their own, seeded from torch's: drawn from torch's, they
     would be the very numbers that the dropout masks are made of.
@@ -62,8 +62,8 @@ def random_direction(weights: Sequence[Tensor]) -> List[Tensor]:
                 dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
             )
         )
-    length = torch.linalg.vector_norm(foreach.norms(direction))
-    torch._foreach_div_(direction, [length.to(part) for part in direction])
+    factor = length / torch.linalg.vector_norm(foreach.norms(direction))
+    torch._foreach_mul_(direction, [factor.to(part) for part in direction])
     return direction
 
 
@@ -213,16 +213,15 @@ class SentenceProbes:
         """
         norm = torch.linalg.vector_norm(foreach.norms(weights.trained()))
         length = probe_length(self._settings, norm, dtype)
-        direction = random_direction(weights.trained())
-        torch._foreach_mul_(direction, [length.to(part) for part in direction])
+        displacement = random_direction(weights.trained(), length)
         self.length = length
-        for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
-            self._seen.append([])
-            weights.displace(direction, sign)
-            try:
+        try:
+            for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):
+                self._seen.append([])
+                weights.displace(displacement, sign)
                 yield
-            finally:
-                weights.restore()
+        finally:
+            weights.restore()
 
     def begin_pass(self) -> None:
         """Begins a pass: its first mini-batch comes next."""

@@ -11,8 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional
 
-from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
-from fairseq_sam.perturbation.direction import DIRECTIONS
+from fairseq_sam.perturbation.ascent import DIRECTIONS, GRANULARITIES, SCALES
 
 NORMS = ("l2", "linf")
 RISKS = ("perturbed", "mean", "functional")
@@ -49,7 +48,7 @@ class PerturbationSettings:
         probe_radius: length h of the random displacement at which the published weights are
             measured; the differences are scaled back to rho. None is long
             enough for the floating-point format, rho itself the paper to the letter.
-        direction: what the ascent follows (:mod:`~fairseq_sam.perturbation.direction`).
+        direction: what the ascent follows (:mod:`~fairseq_sam.perturbation.ascent`).
         smoothing: θ of the directions that remember; None is the direction's own.
         friendly: σ of the friendly direction.
         ascent_fraction: q, the part of a batch's sentences that the ascent sees (Brock et al. 2021,

@@ -33,7 +33,7 @@ from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.ascent import Radius
 from fairseq_sam.perturbation.foreach import Gradients
 from fairseq_sam.perturbation.outputs import Outputs, OutputsBypassed, check_outputs
-from fairseq_sam.perturbation.replay import Replay, autocast_off
+from fairseq_sam.perturbation.replay import Replay, autocast_off, mark
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class RepeatedStep:
         watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
         if loss.num_steps == 1:  # of those that are frozen or left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
-        self._marks = {id(w): (w, _mark(w)) for w in watched}
+        self._marks = {id(w): (w, mark(w)) for w in watched}
         try:
             yield
         except BaseException:
@@ -303,8 +303,8 @@ class RepeatedStep:
         marks, self._marks = self._marks, {}
         written = [
             weight
-            for weight, mark in marks.values()
-            if _mark(weight) != mark
+            for weight, noted_mark in marks.values()
+            if mark(weight) != noted_mark
             or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
         ]
         loss.written += written
@@ -337,7 +337,7 @@ class RepeatedStep:
             rho=weights.radius(),
             realised=weights.realised if weights.low_precision else None,
             finite=weights.finite,
-            uniform=self.sentences.uniform(),
+            uniform=self.sentences.uniform() if self._settings.needs_sentences else None,
             cosine=self._cosine(),
         )
 
@@ -385,12 +385,13 @@ class RepeatedStep:
         return -torch.stack(products).sum() / torch.where(length > 0, length, length + 1)
 
     def _run(self, this: Pass) -> ForwardPass:
+        if this.weighs:
+            self.sentences.begin_pass()
         with self._under_way(this):
             return self._step(this)
 
     @contextlib.contextmanager
     def _under_way(self, this: Pass) -> Iterator[None]:
-        self.sentences.begin_pass()
         self._loss.current = this
         try:
             yield
@@ -402,10 +403,12 @@ class RepeatedStep:
 
         Going there and back is no writing of the pass's.
         """
-        unwritten = [weight for weight, mark in self._marks.values() if _mark(weight) == mark]
+        if not self._weights.perturbed:
+            return function()
+        unwritten = [weight for weight, noted in self._marks.values() if mark(weight) == noted]
         with self._weights.at_w():
             result = function()
-        self._marks.update((id(weight), (weight, _mark(weight))) for weight in unwritten)
+        self._marks.update((id(weight), (weight, mark(weight))) for weight in unwritten)
         return result
 
 
@@ -535,7 +538,7 @@ class StepGradients:
             return
         finite = self._loss.weights.finite
         foreach.discard_non_finite_(present, finite)
-        torch._foreach_mul_(present, [finite.to(gradient) for gradient in present])
+        foreach.zero_unless_(present, finite)
         own = foreach.take_gradients(self._loss.trained)
         foreach.add_gradients_(own, gradients)
         foreach.put_gradients(self._loss.trained, own)
@@ -573,11 +576,6 @@ class StepGradients:
         return self.scale_of(output.loss) * (
             size.clamp(min=1) if isinstance(size, Tensor) else max(size, 1)
         )
-
-
-def _mark(weight: Tensor) -> Tuple[int, int]:
-    """Returns what another value of a weight changes, unless it is written past autograd."""
-    return weight._version, weight.data_ptr()
 
 
 def _differ(weight: Tensor, value: Tensor) -> bool:

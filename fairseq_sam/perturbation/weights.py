@@ -16,6 +16,7 @@ from fairseq_sam.perturbation.ascent import (
     SCALES,
     Blocks,
     Computed,
+    Direction,
     Groups,
     Radius,
     SecondMoment,
@@ -23,7 +24,6 @@ from fairseq_sam.perturbation.ascent import (
     scale_of_groups,
     total_norm,
 )
-from fairseq_sam.perturbation.direction import Direction
 from fairseq_sam.perturbation.settings import PerturbationSettings
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
@@ -236,8 +236,11 @@ class PerturbedWeights:
             displacement: one for each of :meth:`trained`, shaped like it, float32 at least.
             factor: a number.
         """
-        self.restore()
-        self.take_snapshot()
+        if self._displacement[0]:
+            foreach.copy_(*self.with_snapshot())
+        else:
+            self.restore()
+            self.take_snapshot()
         self.perturbed = True
         self._displacement = (list(displacement), factor)
         self._displace()
@@ -453,7 +456,7 @@ class PerturbedWeights:
         total = self._exact if self.low_precision else weights
         self._add_steps(total, gradients, self._groups.spread(coefficients))
         ascent.project_(self.settings.norm, total, self._groups, self._scale, self._rho)
-        torch._foreach_mul_(total, [self.finite.to(t) for t in total])
+        foreach.zero_unless_(total, self.finite)
         self.norm = torch.linalg.vector_norm(foreach.norms(total))
         if self.low_precision:
             foreach.copy_(weights, origins)

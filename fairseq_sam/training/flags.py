@@ -24,8 +24,7 @@ from fairseq_sam.flags.number_types import (
     whole_number,
 )
 from fairseq_sam.perturbation import PerturbationSettings, method_settings
-from fairseq_sam.perturbation.ascent import GRANULARITIES, SCALES
-from fairseq_sam.perturbation.direction import DIRECTIONS
+from fairseq_sam.perturbation.ascent import DIRECTIONS, GRANULARITIES, SCALES
 from fairseq_sam.perturbation.settings import LOSS_REDUCTIONS, METHODS, NORMS, RISKS, WEIGHTINGS
 from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 

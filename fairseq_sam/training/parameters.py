@@ -6,8 +6,6 @@ from typing import Dict, List, Optional, Sequence, Tuple
 
 from torch import Tensor, nn
 
-from fairseq_sam.perturbation.replay import submodules
-
 logger = logging.getLogger(__name__)
 
 _SECOND_COPIES = frozenset(
@@ -40,16 +38,6 @@ def named_parameters(model: nn.Module, criterion: nn.Module) -> List[Tuple[str, 
             if id(weight) not in second:
                 distinct.setdefault(id(weight), (name, weight))
     return list(distinct.values())
-
-
-def identity(model: nn.Module, criterion: nn.Module) -> List[int]:
-    """Returns what changes when the parameters become others; quicker than their names."""
-    return [
-        id(weight)
-        for module in (unwrap(model), unwrap(criterion))
-        for holder in submodules(module)
-        for weight in holder._parameters.values()
-    ]
 
 
 def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:

@@ -20,13 +20,13 @@ docs/how_it_works.md.
 import contextlib
 import functools
 import random
-from typing import Any, Dict, Iterator, List, NoReturn, Optional
+from collections import defaultdict
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from fairseq import criterions
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq.modules.base_layer import BaseLayer
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -34,25 +34,187 @@ from torch import Tensor, nn
 from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.outputs import OutputsBypassed
-from fairseq_sam.perturbation.replay import autocast_dtype, numpy_lock
+from fairseq_sam.perturbation.replay import (
+    RandomState,
+    autocast_dtype,
+    copy_batch,
+    held_weights,
+    numpy_lock,
+)
 from fairseq_sam.perturbation.step import BackwardPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.configuration import SharpnessAwareConfig, carrier_of
-from fairseq_sam.training.flags import require_sentences
 from fairseq_sam.training.gradient_log import GradientLog
 from fairseq_sam.training.optimizer_state import momentum_of, second_moments_of
 from fairseq_sam.training.optimizers import check_configuration
-from fairseq_sam.training.parameters import identity, named_parameters, select_perturbed, unwrap
-from fairseq_sam.training.samples import split_sentences, sub_batch
-from fairseq_sam.training.train_step import (
-    StepOutput,
-    TrainStep,
-    Translations,
-    WeighingCriterion,
-    once_a_step,
-    refuse_to_go_backward,
-    replaced,
+from fairseq_sam.training.parameters import named_parameters, select_perturbed, unwrap
+from fairseq_sam.training.refusals import (
+    criterion_name,
+    is_distributed,
+    refuse_checkpointing,
+    refuse_collectives,
+    refuse_criterion,
+    stop,
 )
+from fairseq_sam.training.samples import split_sentences, sub_batch
+
+StepOutput = Tuple[Any, Any, Dict[str, Any]]
+
+
+class TrainStep(NamedTuple):
+    """A call of ``task.train_step`` that can be made again, with other batches and criterions."""
+
+    train_step: Callable[..., StepOutput]
+    model: Any
+    criterion: Any
+    optimizer: Any
+    update_num: int
+    ignore_grad: bool
+    kwargs: Dict[str, Any]
+
+    def __call__(self, sample: Any, criterion: Any) -> StepOutput:
+        """Runs the step on a copy of the batch, which it may change."""
+        return self.train_step(
+            copy_batch(sample),
+            self.model,
+            criterion,
+            self.optimizer,
+            self.update_num,
+            self.ignore_grad,
+            **self.kwargs,
+        )
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Context in which backward does not reduce gradients across workers."""
+        with contextlib.ExitStack() as stack:
+            for module in (self.model, self.criterion):
+                if hasattr(module, "no_sync"):
+                    stack.enter_context(module.no_sync())
+            yield
+
+
+class WeighingCriterion:
+    """Behaves like ``criterion`` towards a task, and gives a loss whose sentences are weighed.
+
+    Args:
+        criterion: a per-sentence criterion, in a data-parallel wrapper or not.
+        this: the pass under way.
+    """
+
+    def __init__(self, criterion: Any, this: Pass) -> None:
+        self._criterion: Any = unwrap(criterion)
+        self._this = this
+
+    def __call__(self, model: Any, sample: Dict[str, Any]) -> Tuple[Tensor, Any, Dict[str, Any]]:
+        """Returns loss, sample size and logging output; the losses alone where these are wanted.
+
+        In float64, for differences of the losses are looked at.
+        """
+        if self._this.probes:
+            losses = self._criterion.losses_only(model, sample, dtype=torch.float64)
+            return self._this.weigh(losses), 1, defaultdict(float)
+        losses, sample_size, logging_output = self._criterion.per_sentence_losses(
+            model, sample, dtype=torch.float64
+        )
+        return self._this.weigh(losses), sample_size, logging_output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._criterion, name)
+
+
+class Translations:
+    """Lets the passes of a step have the translations that the first one generated, at w.
+
+    fairseq's ``online_backtranslation`` generates the source of its mini-batch in ``train_step``.
+    At perturbed weights it would be another mini-batch. The generators are those that the task
+    keeps in ``sequence_generators``.
+
+    Args:
+        task: the task; most have no such generators.
+        tensors: tensors on the devices whose random numbers are drawn, usually the weights.
+    """
+
+    def __init__(self, task: Any, tensors: Sequence[Tensor]) -> None:
+        self._tensors = tensors
+        held = getattr(task, "sequence_generators", None)
+        generators = held.values() if isinstance(held, dict) else []
+        self._generators = list({id(each): each for each in generators}.values())
+        self._generated: List[Tuple[Any, RandomState]] = []
+        self.are_made = bool(self._generators)
+
+    @contextlib.contextmanager
+    def of_pass(self, this: Pass) -> Iterator[None]:
+        """Context of one pass of the step."""
+        calls: List[Any] = []
+
+        def remembering(generate: Callable[..., Any]) -> Callable[..., Any]:
+            def remembered(*args: Any, **kwargs: Any) -> Any:
+                number = len(calls)
+                calls.append(generate)
+                if number == len(self._generated):
+                    generated = this.at_w(lambda: generate(*args, **kwargs))
+                    self._generated.append((generated, RandomState(self._tensors)))
+                generated, state = self._generated[number]
+                state.restore()
+                return generated
+
+            return remembered
+
+        with contextlib.ExitStack() as stack:
+            for generator in self._generators:
+                remembered = remembering(generator.generate)
+                stack.enter_context(replaced(generator, "generate", remembered))
+            yield
+
+
+def refuse_to_go_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    """Stands in for ``Tensor.backward`` where ``optimizer.backward`` is to be called."""
+    raise BackwardPassedBy("loss.backward() in a step that is to call optimizer.backward(loss)")
+
+
+@contextlib.contextmanager
+def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Context in which an object, or a class, has another attribute."""
+    was_own, before = name in vars(holder), vars(holder).get(name)
+    setattr(holder, name, value)
+    try:
+        yield
+    finally:
+        if was_own:
+            setattr(holder, name, before)
+        else:
+            delattr(holder, name)
+
+
+@contextlib.contextmanager
+def once_a_step(model: nn.Module, name: str, sharpness_aware: SharpnessAwareLoss) -> Iterator[None]:
+    """Context in which a method of the model is called once, in whatever pass calls it first.
+
+    Called again, a teacher that follows the model (data2vec) would follow it twice a step.
+    """
+    original = getattr(model, name, None)
+    if original is None:
+        yield
+        return
+    called: List[bool] = []
+
+    def once(*args: Any, **kwargs: Any) -> None:
+        if called or sharpness_aware.current is None:
+            return
+        called.append(True)
+
+        def call() -> None:
+            stand_in = vars(model).pop(name)  # a teacher is a copy of the model, without it
+            try:
+                original(*args, **kwargs)
+            finally:
+                vars(model)[name] = stand_in
+
+        sharpness_aware.current.once(call)
+
+    with replaced(model, name, once):
+        yield
 
 
 class Seam:
@@ -91,7 +253,7 @@ class Seam:
         """
         if self._loss is None or self._loss.current is None:
             return model(**inputs)
-        _refuse_checkpointing(unwrap(model))
+        refuse_checkpointing(unwrap(model))
         return self._loss.call_unperturbed(unwrap(model), **inputs)
 
     def train(self, step: TrainStep, sample: Any) -> StepOutput:
@@ -111,7 +273,7 @@ class Seam:
         if config.perturbation.per_instance:
             samples = self._sentences(step, sample)
         how = (config.gate.reach(step.update_num), config.update_size(self.epoch))
-        with once_a_step(unwrap(step.model), "set_num_updates", sharpness_aware):
+        with once_a_step(sharpness_aware.called[0], "set_num_updates", sharpness_aware):
             outcomes = [
                 self._perturb(step, part, sharpness_aware, *how, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
@@ -169,14 +331,14 @@ class Seam:
                     second_moments=second_moments,
                 )
         except BackwardPassedBy:
-            _stop(
+            stop(
                 f"argument --task: {type(self._task).__name__}.train_step calls loss.backward() "
                 "itself: it must call optimizer.backward(loss) to be sharpness-aware"
             )
         except OutputsBypassed:
-            _stop(
+            stop(
                 "argument --sam-risk: functional cannot be had with "
-                f"{_criterion_name(unwrap(step.criterion))}: its loss depends on weights past the "
+                f"{criterion_name(unwrap(step.criterion))}: its loss depends on weights past the "
                 "outputs that the model returns; use perturbed"
             )
 
@@ -184,7 +346,7 @@ class Seam:
         try:
             return split_sentences(sample, self._padding_of(step))
         except ValueError as error:
-            _stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
+            stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
 
     def _part(
         self, step: TrainStep, sample: Any, fraction: float, translations: Translations
@@ -193,16 +355,14 @@ class Seam:
 
         It is drawn by the seed, the update and the worker, and by nothing else.
         """
-        rank = distributed_utils.get_data_parallel_rank() if _is_distributed() else 0
+        rank = distributed_utils.get_data_parallel_rank() if is_distributed() else 0
         draw = random.Random(f"{torch.initial_seed()} {step.update_num} {rank}").random()
         try:
             if translations.are_made:
                 raise ValueError(f"{type(self._task).__name__} makes its batch in the step")
             return sub_batch(sample, self._padding_of(step), fraction, draw)
         except ValueError as error:
-            _stop(
-                f"argument --sam-ascent-fraction: a part of the batch cannot be had here: {error}"
-            )
+            stop(f"argument --sam-ascent-fraction: a part of the batch cannot be had here: {error}")
 
     def _padding_of(self, step: TrainStep) -> int:
         padding_idx = getattr(step.criterion, "padding_idx", None)
@@ -214,12 +374,13 @@ class Seam:
         return -1 if found is None else int(found.pad())
 
     def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
-        key = (config, id(step.model), identity(step.model, step.criterion))
-        if self._loss is None or key != self._key:
+        key = (config, id(step.model), id(step.criterion))
+        held = None if self._loss is None else held_weights(self._loss.called[:2])
+        if self._loss is None or (key, held) != self._key:
             named = named_parameters(step.model, step.criterion)
-            _refuse_criterion(unwrap(step.criterion), config)
+            refuse_criterion(unwrap(step.criterion), config)
             if config.perturbation.per_instance:
-                _refuse_collectives(unwrap(step.model))
+                refuse_collectives(unwrap(step.model))
             self._loss = None  # its snapshot goes before there is another
             self._loss = SharpnessAwareLoss(
                 trained=[weight for _, weight in named],
@@ -228,7 +389,7 @@ class Seam:
                 modules=[unwrap(step.model), unwrap(step.criterion), *_called_by(self._task)],
                 outputs_of=step.model,
             )
-            self._key = key
+            self._key = (key, held_weights(self._loss.called[:2]))
         return self._loss
 
     def _note_gradients(self, step: TrainStep, config: SharpnessAwareConfig) -> None:
@@ -248,10 +409,6 @@ class Seam:
             self._gradient_log.log()
 
 
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
 def _as_it_is(loss: Tensor) -> Tensor:
     return loss
 
@@ -267,60 +424,6 @@ def _compute_dtype(optimizer: Any, device: torch.device) -> Optional[torch.dtype
         return None
     with torch.autocast(device.type):
         return autocast_dtype(device)
-
-
-def _stop(reason: str) -> NoReturn:
-    """Ends the run, past what fairseq's trainer does when a run crashes: nothing was trained."""
-    raise SystemExit(f"error: {reason}") from None
-
-
-def _criterion_name(criterion: nn.Module) -> str:
-    names = (n for n, cls in criterions.CRITERION_REGISTRY.items() if cls is type(criterion))
-    return str(next(names, type(criterion).__name__))
-
-
-def _refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> None:
-    """Refuses a criterion that does not go with the method."""
-    name = _criterion_name(criterion)
-    if config.perturbation.needs_sentences:
-        try:
-            require_sentences(type(criterion), name)
-        except ValueError as error:
-            _stop(str(error))
-    if config.perturbation.per_instance and getattr(criterion, "couples_sentences", False):
-        _stop(
-            f"argument --criterion: {name} needs the other sentences of the batch: it cannot be "
-            "perturbed sentence by sentence"
-        )
-
-
-def _refuse_collectives(model: nn.Module) -> None:
-    """Refuses a model whose workers wait for each other in forward, once for each sentence.
-
-    They would wait for ever: their mini-batches have different numbers of sentences.
-    """
-    waiting = [m for m in model.modules() if isinstance(m, (nn.SyncBatchNorm, BaseLayer))]
-    if waiting and _is_distributed():
-        _stop(
-            f"argument --optimizer: the workers of a model with {type(waiting[0]).__name__} must "
-            "have equally many passes: it cannot be perturbed sentence by sentence on several"
-        )
-
-
-def _refuse_checkpointing(model: nn.Module) -> None:
-    """Refuses a model of which a part is to be called without the perturbation.
-
-    Raises:
-        SystemExit: with one line, where the model recomputes its activations in the backward pass.
-            By then its weights are perturbed, and the gradient would be wrong.
-    """
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if isinstance(forward, functools.partial) and "checkpoint" in forward.func.__name__:
-            raise SystemExit(
-                "error: argument --checkpoint-activations: it does not go with --mirror-perturb "
-                "one, where one view is computed without the perturbation"
-            )
 
 
 def _share_numpy() -> None:

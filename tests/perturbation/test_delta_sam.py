@@ -84,9 +84,9 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> List[List[Tensor]]:
     drawn: List[List[Tensor]] = []
     draw = sentence_weights.random_direction
 
-    def recorded(weights: List[Tensor]) -> List[Tensor]:
-        direction = draw(weights)
-        drawn.append([part.clone() for part in direction])  # the engine goes on to scale it
+    def recorded(weights: List[Tensor], length: Tensor) -> List[Tensor]:
+        direction = draw(weights, length)
+        drawn.append([part / length for part in direction])
         return direction
 
     monkeypatch.setattr(sentence_weights, "random_direction", recorded)
