@@ -364,15 +364,19 @@ def scale_of_groups(
     Args:
         scale: the formula.
         weight_norm: ‖w_i‖, any shape; ignored by scales that do not use it.
-        gradient_norm: ‖g_i‖ of the loss as the scale is to see it, same shape.
+        gradient_norm: ‖g_i‖ of the loss as the scale is to see it, same shape; ignored by scales
+            that do not divide by it.
         size: n_i, broadcasting over that shape.
         num_weights: n.
         noise: the strength ‖g_i‖/√n_i at or below which a gradient is rounding noise, broadcasting
             over that shape too.
     """
-    live = (size > 0).expand_as(gradient_norm)
-    if scale.divides_by_gradient:
-        live = (gradient_norm > 0) & (gradient_norm > noise * size.sqrt())
+    if not scale.divides_by_gradient:
+        values = scale.formula(weight_norm, gradient_norm, size, float(num_weights))
+        if size.dim() == 0:  # single weights: no group is empty
+            return values
+        return torch.where(size > 0, values, torch.zeros_like(values))
+    live = (gradient_norm > 0) & (gradient_norm > noise * size.sqrt())
     safe_norm = torch.where(live, gradient_norm, torch.ones_like(gradient_norm))
     values = scale.formula(weight_norm, safe_norm, size, float(num_weights))
     return torch.where(live, values, torch.zeros_like(values))
@@ -461,24 +465,14 @@ def step_factor(
     return torch.where(keep, step_size / length, torch.zeros_like(length))
 
 
-def step_coefficients(norm: str, scale: Blocks, factor: Tensor, in_place: bool = False) -> Blocks:
-    """Returns c of the ascent step u = c ⊙ v, from T and the factor.
+def step_coefficients(norm: str, scale: Blocks, factor: Tensor) -> Blocks:
+    """Returns c of the ascent step u = c ⊙ v, from T and the factor of :func:`step_factor`."""
 
-    Args:
-        norm: ``l2`` or ``linf``.
-        scale: T of each group.
-        factor: of :func:`step_factor`.
-        in_place: let c take the place of T, which is not needed any more.
-    """
+    def coefficient(i: int) -> Tensor:
+        T = scale[i]
+        return T * factor.to(T) if norm == "linf" else (T * T).mul_(factor.to(T))
 
-    def coefficient(T: Tensor) -> Tensor:
-        return T * factor.to(T) if norm == "linf" else T * T * factor.to(T)
-
-    if in_place:
-        for T in scale:
-            (T if norm == "linf" else T.mul_(T)).mul_(factor.to(T))
-        return scale
-    return Computed(len(scale), lambda i: coefficient(scale[i]))
+    return Computed(len(scale), coefficient)
 
 
 def step_length(coefficients: Blocks, direction_norms: Blocks) -> Tensor:

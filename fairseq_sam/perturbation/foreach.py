@@ -13,6 +13,9 @@ Gradients = List[Optional[Tensor]]
 CHUNK = 2**22
 """Entries that are handled together where a copy of them is needed on the way."""
 
+CHUNK_ON_CPU = 2**19
+"""Of these there are fewer, which stay in the cache."""
+
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Returns the tensor in float32, or in float64 where it is that already."""
@@ -22,12 +25,13 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 def chunks(tensors: Sequence[Tensor]) -> Iterator[slice]:
     """Cuts a list into runs of about :data:`CHUNK` entries, one tensor at least.
 
-    >>> list(chunks([torch.zeros(CHUNK), torch.zeros(1), torch.zeros(2)]))
+    >>> list(chunks([torch.zeros(CHUNK_ON_CPU), torch.zeros(1), torch.zeros(2)]))
     [slice(0, 1, None), slice(1, 3, None)]
     """
+    most = CHUNK_ON_CPU if tensors and tensors[0].device.type == "cpu" else CHUNK
     start, size = 0, 0
     for i, tensor in enumerate(tensors):
-        if i > start and size + tensor.numel() > CHUNK:
+        if i > start and size + tensor.numel() > most:
             yield slice(start, i)
             start, size = i, 0
         size += tensor.numel()

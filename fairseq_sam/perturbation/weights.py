@@ -149,7 +149,8 @@ class PerturbedWeights:
             norms, divisor = self._groups.norms(given), divisor / unit * own_unit
             rise = None if rise is None else rise / unit * own_unit
         if first:
-            self._scale = self._compute_scale(given, norms, divisor, dtype)
+            origins = [self._snapshot[i] for i in self._moving]
+            self._scale = self._compute_scale(origins, given, norms, divisor, dtype)
             self._rho = self.settings.rho if radius is None else radius
             if rise is not None:
                 self._rho = self._radius_of(rise, self._rho, given, norms, self._scale)
@@ -223,7 +224,9 @@ class PerturbedWeights:
         assert self._groups is not None
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         norms = self._groups.norms(given)
-        scale = self._compute_scale(given, norms, divisor, compute_dtype or _coarsest(given))
+        weights = [self.weights[i] for i in self._moving]
+        dtype = compute_dtype or _coarsest(given)
+        scale = self._compute_scale(weights, given, norms, divisor, dtype)
         return self._radius_of(rise, greatest, given, norms, scale)
 
     @torch.no_grad()
@@ -331,11 +334,13 @@ class PerturbedWeights:
 
     def _compute_scale(
         self,
+        weights: List[Tensor],
         gradients: List[Tensor],
         norms: Blocks,
         divisor: "float | Tensor",
         dtype: torch.dtype,
     ) -> Blocks:
+        """Returns T; of single weights it is computed anew at each look, unless g will be gone."""
         assert self._groups is not None
         groups, scale = self._groups, SCALES[self.settings.scale]
         if scale.uses_second_moments and not any(m is not None for m in self.second_moments):
@@ -347,13 +352,19 @@ class PerturbedWeights:
             noise = groups.from_tensors(self._noise(each, dtype) / divisor)
         weight_norms = norms
         if scale.uses_weights:
-            weight_norms = groups.norms([self.weights[i] for i in self._moving])
+            weight_norms = groups.norms(weights)
         elif scale.uses_second_moments:
             weight_norms = self._denominators(norms, divisor)
-        return [
-            scale_of_groups(scale, w, g / divisor, size, groups.num_weights, noise)
-            for w, g, size, noise in zip(weight_norms, norms, sizes, noise)
-        ]
+
+        def of_groups(i: int) -> Tensor:
+            of_weights = weight_norms[i]
+            of_gradients = norms[i] / divisor if scale.divides_by_gradient else of_weights
+            count = groups.num_weights
+            return scale_of_groups(scale, of_weights, of_gradients, sizes[i], count, noise[i])
+
+        computed = Computed(len(norms), of_groups)
+        can_wait = self.settings.num_steps == 1 or not scale.divides_by_gradient
+        return computed if groups.granularity == "element" and can_wait else list(computed)
 
     def _denominators(self, norms: Blocks, divisor: "float | Tensor") -> Blocks:
         """Returns √v̂ + δ of each moving weight; |g| where nothing is remembered of it alone."""
@@ -398,12 +409,10 @@ class PerturbedWeights:
         return ascent.radius_of_rise(norm, scale, dual_norms, rise, greatest)
 
     def _coefficients(self, norms: Blocks, step_size: Radius) -> Blocks:
-        """Returns the coefficients of the next step; the last step may use up T."""
+        """Returns the coefficients of the next step."""
         norm = self.settings.norm
         factor = ascent.step_factor(norm, self._scale, norms, step_size, self.finite)
-        return ascent.step_coefficients(
-            norm, self._scale, factor, in_place=self.settings.num_steps == 1
-        )
+        return ascent.step_coefficients(norm, self._scale, factor)
 
     def _first_step(self, gradients: List[Tensor], norms: Blocks) -> None:
         """Sets a_1 = Π(u_1): since ‖T⁻¹u_1‖ = η, projecting is stepping by min(η, ρ)."""
@@ -415,19 +424,23 @@ class PerturbedWeights:
         if self.low_precision:
             self._exact = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
         total = self._exact if self.low_precision else weights
-        lengths = self._add_steps(total, gradients, self._groups.spread(coefficients), measure=True)
-        self.norm = (
-            ascent.step_length(coefficients, norms)
-            if self.settings.norm == "l2"
-            else torch.linalg.vector_norm(torch.cat(lengths))
-        )
+        is_last = num_steps == 1  # otherwise a later one tells ‖a_K‖
+        of_groups = self.settings.norm == "l2" and self._groups.granularity != "element"
+        factors = self._groups.spread(coefficients)
+        lengths = self._add_steps(total, gradients, factors, measure=is_last and not of_groups)
+        if is_last:
+            self.norm = (
+                ascent.step_length(coefficients, norms)
+                if of_groups
+                else torch.linalg.vector_norm(torch.cat(lengths))
+            )
         if self.low_precision:
             self._add(self._exact)
 
     def _add_steps(
         self, totals: List[Tensor], gradients: List[Tensor], factors: Blocks, measure: bool = False
     ) -> List[Tensor]:
-        """Adds c ⊙ v to each tensor; returns ‖c ⊙ v‖ of each where v is a sign, if wanted.
+        """Adds c ⊙ v to each tensor; returns ‖c ⊙ v‖ of each, if wanted.
 
         Some tensors at a time: the signs of all would be another copy of the model.
         """
@@ -437,8 +450,8 @@ class PerturbedWeights:
             directions = gradients[part]
             if self.settings.norm == "linf":
                 directions = foreach.sign(directions)
-                if measure:
-                    lengths.append(foreach.product_norms(directions, chunk))
+            if measure:
+                lengths.append(foreach.product_norms(directions, chunk))
             torch._foreach_addcmul_(
                 totals[part], [d.to(t.dtype) for d, t in zip(directions, totals[part])], chunk
             )

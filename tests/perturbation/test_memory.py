@@ -51,7 +51,7 @@ def copies_beyond_a_plain_step(
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tensor at a time, as with the large tensors of a large model."""
-    monkeypatch.setattr(foreach, "CHUNK", WIDTH * WIDTH)
+    monkeypatch.setattr(foreach, "CHUNK_ON_CPU", WIDTH * WIDTH)
 
 
 @pytest.mark.parametrize("method", ["sam", "layer_sam", "multi_step_defense", "ga_sam"])
