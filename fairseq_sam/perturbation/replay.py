@@ -179,7 +179,7 @@ class HeldState:
         self._names = [(names, dict(names)) for names in dictionaries]
         self._kept: List[Callable[[], None]] = []
         tensors: Dict[int, Tensor] = {}
-        seen = set()
+        seen = {id(getattr(m, name)) for m in modules for name in CONSTANTS.get(type(m), ())}
         for _, saved in self._names:
             for name in saved.keys() - _OF_EVERY_MODULE:
                 value = saved[name]
@@ -187,7 +187,8 @@ class HeldState:
                 if kind in _UNCHANGING:
                     continue
                 if isinstance(value, Tensor):
-                    tensors[id(value)] = value
+                    if id(value) not in seen:
+                        tensors[id(value)] = value
                 elif kind in _KEEPERS and id(value) not in seen:
                     seen.add(id(value))
                     self._kept.append(_KEEPERS[kind](value))
@@ -197,20 +198,15 @@ class HeldState:
         self._values: List[Tuple[Tensor, Tensor]] = [
             (t, _copy_of_value(t, copies.get(id(t)))) for t in tensors.values() if _can_be_kept(t)
         ]
-        self._marks = [mark(tensor) for tensor, _ in self._values]
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[None]:
         """Context of what becomes part of the state: what is set by name, and changes of tensors.
 
-        (What it does to lists and generators does not, nor to large tensors past autograd.)
+        (What it does to lists and generators does not.)
         """
         names_before = [dict(names) for names, _ in self._names]
-        before = [
-            value if _is_large(tensor) and mark(tensor) == noted else tensor.detach().clone()
-            for (tensor, value), noted in zip(self._values, self._marks)
-        ]
-        marks = [mark(tensor) for tensor, _ in self._values]
+        before = [tensor.detach().clone() for tensor, _ in self._values]
         yield
         for (names, saved), old in zip(self._names, names_before):
             is_same = all(map(operator.is_, names.values(), old.values()))
@@ -219,10 +215,8 @@ class HeldState:
             for name, value in names.items():
                 if name not in old or old[name] is not value:
                     saved[name] = value
-        for (tensor, value), earlier, noted in zip(self._values, before, marks):
-            if mark(tensor) == noted and (_is_large(tensor) or _is_seen_equal(tensor, earlier)):
-                continue
-            if tensor.shape == value.shape == earlier.shape:
+        for (tensor, value), earlier in zip(self._values, before):
+            if tensor.shape == value.shape == earlier.shape and not _is_seen_equal(tensor, earlier):
                 now = tensor.detach()
                 value.copy_(torch.where(now == earlier, value, now))
 
@@ -254,6 +248,12 @@ _PLAIN = (int, float, bool, str, type(None))
 
 _UNCHANGING = frozenset((*_PLAIN, types.FunctionType, types.MethodType))
 
+CONSTANTS: Dict[type, Sequence[str]] = {}
+"""Names of tensors that modules of a type hold as attributes and replace rather than write into.
+
+No copies are made of them. Whoever knows such modules enters them.
+"""
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -269,16 +269,6 @@ def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
     if earlier is not None and _is_seen_equal(tensor, earlier):
         return earlier
     return tensor.detach().clone()
-
-
-def mark(tensor: Tensor) -> Tuple[int, int]:
-    """Returns what another value of a tensor changes, unless it is written past autograd."""
-    return tensor._version, tensor.data_ptr() if tensor.layout == torch.strided else 0
-
-
-def _is_large(tensor: Tensor) -> bool:
-    """Whether looking at all values takes time: a table of positions."""
-    return tensor.numel() > 2**16
 
 
 def _is_seen_equal(tensor: Tensor, other: Tensor) -> bool:

@@ -33,7 +33,7 @@ from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.ascent import Radius
 from fairseq_sam.perturbation.foreach import Gradients
 from fairseq_sam.perturbation.outputs import Outputs, OutputsBypassed, check_outputs
-from fairseq_sam.perturbation.replay import Replay, autocast_off, mark
+from fairseq_sam.perturbation.replay import Replay, autocast_off
 from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class RepeatedStep:
         watched = [w for w in loss.trained if not (is_lazy(w) or self.replay.is_known(w))]
         if loss.num_steps == 1:  # of those that are frozen or left out too
             noted.update((id(w), w.detach().clone()) for w in watched if id(w) not in noted)
-        self._marks = {id(w): (w, mark(w)) for w in watched}
+        self._marks = {id(w): (w, _mark(w)) for w in watched}
         try:
             yield
         except BaseException:
@@ -304,7 +304,7 @@ class RepeatedStep:
         written = [
             weight
             for weight, noted_mark in marks.values()
-            if mark(weight) != noted_mark
+            if _mark(weight) != noted_mark
             or (looks and id(weight) in noted and _differ(weight, noted[id(weight)]))
         ]
         loss.written += written
@@ -405,10 +405,10 @@ class RepeatedStep:
         """
         if not self._weights.perturbed:
             return function()
-        unwritten = [weight for weight, noted in self._marks.values() if mark(weight) == noted]
+        unwritten = [weight for weight, noted in self._marks.values() if _mark(weight) == noted]
         with self._weights.at_w():
             result = function()
-        self._marks.update((id(weight), (weight, mark(weight))) for weight in unwritten)
+        self._marks.update((id(weight), (weight, _mark(weight))) for weight in unwritten)
         return result
 
 
@@ -576,6 +576,11 @@ class StepGradients:
         return self.scale_of(output.loss) * (
             size.clamp(min=1) if isinstance(size, Tensor) else max(size, 1)
         )
+
+
+def _mark(weight: Tensor) -> Tuple[int, int]:
+    """Returns what another value of a weight changes, unless it is written past autograd."""
+    return weight._version, weight.data_ptr()
 
 
 def _differ(weight: Tensor, value: Tensor) -> bool:

@@ -27,6 +27,7 @@ import torch
 from fairseq import criterions
 from fairseq.data import data_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.modules.sinusoidal_positional_embedding import SinusoidalPositionalEmbedding
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from omegaconf import DictConfig
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ from fairseq_sam.host.patching import rebind
 from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareLoss
 from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import (
+    CONSTANTS,
     RandomState,
     autocast_dtype,
     copy_batch,
@@ -485,6 +487,7 @@ def install() -> None:
     if getattr(criterions.build_criterion, "connects_tasks", False):
         return
     _share_numpy()
+    CONSTANTS[SinusoidalPositionalEmbedding] = ("weights",)
     build = criterions.build_criterion
 
     @functools.wraps(build)

@@ -4,9 +4,11 @@ import threading
 
 import pytest
 import torch
+from fairseq.modules import SinusoidalPositionalEmbedding
 
 import fairseq_sam
 from fairseq_sam.perturbation import method_settings
+from fairseq_sam.perturbation.replay import Replay
 from fairseq_sam.training import seam
 from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 from tests.training.test_seam import Criterion, Model, Task, optimizer
@@ -50,3 +52,18 @@ def test_what_another_thread_notes_on_the_task_stays():
     criterion.forward = loading
     task.train_step(1.0, model, criterion, optimizer(), 0)
     assert task.loaded == [number[0]] == [2]
+
+
+def test_a_table_of_positions_is_not_copied_and_may_grow():
+    positions = SinusoidalPositionalEmbedding(4, padding_idx=1, init_size=6)
+    replay = Replay([positions], [])
+    positions.weights.fill_(7)  # nobody does: what stays was not put back
+    sizes = []
+    for _ in range(2):
+        with replay.one_pass():
+            sizes.append(len(positions.weights))
+            assert bool(positions.weights.eq(7).all())
+            positions(torch.full((1, 9), 5))
+    replay.finish()
+    assert sizes == [6, 6]
+    assert len(positions.weights) > 6
