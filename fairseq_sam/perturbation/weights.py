@@ -538,7 +538,7 @@ def add_perturbation_(weight: Tensor, perturbation: Tensor) -> Tuple[Tensor, Ten
 
 
 def _coarsest(gradients: Sequence[Tensor]) -> torch.dtype:
-    return max((g.dtype for g in gradients), key=lambda dtype: torch.finfo(dtype).eps)
+    return max({g.dtype for g in gradients}, key=lambda dtype: torch.finfo(dtype).eps)
 
 
 def _or_zeros(gradient: Optional[Tensor], weight: Tensor) -> Tensor:
