@@ -51,19 +51,18 @@ class Replay:
     pass starts from. Not seen is what lies deeper: an object's own attributes, slots, iterators.
 
     Args:
-        called: what is called in a pass: modules with all their submodules, or other objects.
+        holders: what is called in a pass.
         tensors: tensors on the devices of interest, usually the weights.
         written: weights that passes are known to write into.
     """
 
     def __init__(
-        self, called: Iterable[Any], tensors: Iterable[Tensor], written: Iterable[Tensor] = ()
+        self, holders: Holders, tensors: Iterable[Tensor], written: Iterable[Tensor] = ()
     ) -> None:
-        self._holders = _holders(called)
+        self._holders = holders
         self._tensors = list(tensors)
         self._random = RandomState(self._tensors)
-        modules = [*self._holders.modules, *self._holders.scripted]
-        known = [*_weights_that_passes_write(modules), *written]
+        known = [*_weights_that_passes_write([*holders.modules, *holders.scripted]), *written]
         self._written = list({id(weight): weight for weight in known}.values())
         self._start = HeldState(self._holders)
         self._began = False
@@ -158,6 +157,32 @@ class Holders(NamedTuple):
     modules: List[nn.Module]
     scripted: List[nn.Module]
     others: List[Any]
+
+    @classmethod
+    def among(cls, called: Iterable[Any]) -> Holders:
+        """Finds them in what is called: modules with all their submodules, and other objects."""
+        found = cls([], [], [])
+        seen = set()
+        waiting = list(called)[::-1]
+        while waiting:
+            each = waiting.pop()
+            if id(each) in seen:
+                continue
+            seen.add(id(each))
+            if not isinstance(each, nn.Module):
+                found.others.append(each)
+            elif isinstance(each, torch.jit.ScriptModule):
+                found.scripted.append(each)
+                waiting += each.children()
+            else:
+                found.modules.append(each)
+                waiting += [child for child in each._modules.values() if child is not None]
+        return found
+
+    def weights(self) -> List[int]:
+        """Returns what changes when the weights become others; quicker than their names."""
+        held = [module._parameters for module in (*self.modules, *self.scripted)]
+        return [id(weight) for names in held for weight in names.values()]
 
 
 class HeldState:
@@ -492,47 +517,6 @@ def autocast_off(device: torch.device) -> ContextManager[Any]:
     if autocast_dtype(device) is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
-
-
-def _holders(called: Iterable[Any]) -> Holders:
-    distinct: Dict[int, Any] = {}
-    for each in called:
-        for holder in submodules(each) if isinstance(each, nn.Module) else [each]:
-            distinct[id(holder)] = holder
-    found = Holders([], [], [])
-    for holder in distinct.values():
-        if not isinstance(holder, nn.Module):
-            found.others.append(holder)
-        elif isinstance(holder, torch.jit.ScriptModule):
-            found.scripted.append(holder)
-        else:
-            found.modules.append(holder)
-    return found
-
-
-def submodules(module: nn.Module) -> List[nn.Module]:
-    """Returns a module and all below it, each once; quicker than ``modules``."""
-    found: Dict[int, nn.Module] = {}
-    waiting = [module]
-    while waiting:
-        each = waiting.pop()
-        if id(each) in found:
-            continue
-        found[id(each)] = each
-        is_scripted = isinstance(each, torch.jit.ScriptModule)
-        below = each.children() if is_scripted else each._modules.values()
-        waiting += [child for child in below if child is not None]
-    return list(found.values())
-
-
-def held_weights(modules: Iterable[nn.Module]) -> List[int]:
-    """Returns what changes when the weights of modules become others; quicker than their names."""
-    return [
-        id(weight)
-        for module in modules
-        for holder in submodules(module)
-        for weight in holder._parameters.values()
-    ]
 
 
 def _weights_that_passes_write(modules: Iterable[nn.Module]) -> List[Tensor]:

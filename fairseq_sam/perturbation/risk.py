@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 
 from fairseq_sam.perturbation.ascent import SecondMoment
-from fairseq_sam.perturbation.replay import autocast_dtype, autocast_off
+from fairseq_sam.perturbation.replay import Holders, Replay, autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
 from fairseq_sam.perturbation.weights import PerturbedWeights
@@ -201,6 +201,7 @@ class SharpnessAwareLoss:
         momentum: Optional[Sequence[Optional[Tensor]]] = None,
         update_size: int = 1,
         second_moments: Optional[SecondMoments] = None,
+        holders: Optional[Holders] = None,
     ) -> Outcome:
         """Runs a training step K + 1 times (and δ-SAM's probes before).
 
@@ -215,6 +216,7 @@ class SharpnessAwareLoss:
             momentum: as of :meth:`backward`.
             update_size: as of :meth:`backward`.
             second_moments: as of :meth:`backward`.
+            holders: those among the ``modules`` as they are now, if they are known.
 
         Returns:
             The outcome. The weights are at w again.
@@ -232,7 +234,10 @@ class SharpnessAwareLoss:
         if self.settings.needs_second_moments:
             moments = self._aligned("scale is adam", "second moments", second_moments)
             self.weights.second_moments = [moments[i] for i in self.chosen]
-        under_way = RepeatedStep(self, step, backward, scale_loss, no_sync, compute_dtype, reach)
+        replay = Replay(holders or Holders.among(self.called), self.trained, self.written)
+        under_way = RepeatedStep(
+            self, step, backward, scale_loss, no_sync, compute_dtype, reach, replay
+        )
         try:
             if num_ascents is not None and self._position >= num_ascents:
                 self.weights.go_back(stay=under_way.replay.is_known)

@@ -158,6 +158,7 @@ class RepeatedStep:
         no_sync: context in which backward does not reduce gradients across workers.
         compute_dtype: the format that the step computes in.
         reach: multiplies the radius.
+        replay: the state that the passes share.
     """
 
     def __init__(
@@ -169,6 +170,7 @@ class RepeatedStep:
         no_sync: NoSync,
         compute_dtype: Optional[torch.dtype],
         reach: float,
+        replay: Replay,
     ) -> None:
         self._loss, self._settings, self._weights = loss, loss.settings, loss.weights
         self._step, self._no_sync = step, no_sync
@@ -186,7 +188,7 @@ class RepeatedStep:
         self._clean: Optional[ForwardPass] = None
         self._ascended: Optional[ForwardPass] = None
         self._momentum: Gradients = []
-        self.replay: Replay = Replay(loss.called, loss.trained, loss.written)
+        self.replay = replay
         self._marks: Dict[int, Tuple[Tensor, Tuple[int, int]]] = {}
         self._accumulated: Optional[Gradients] = foreach.take_gradients(loss.trained)
 

@@ -39,10 +39,10 @@ from fairseq_sam.perturbation import ForwardPass, Outcome, Pass, SharpnessAwareL
 from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import (
     CONSTANTS,
+    Holders,
     RandomState,
     autocast_dtype,
     copy_batch,
-    held_weights,
     numpy_lock,
 )
 from fairseq_sam.perturbation.step import BackwardPassedBy
@@ -149,12 +149,15 @@ class Seam:
         if config.perturbation.is_off or not is_open:
             loss, sample_size, logging_output = step.train_step(sample, *step[1:6], **step.kwargs)
             return loss, sample_size, metrics.describe_off(logging_output)
-        sharpness_aware = self._loss_for(step, config)
+        model = unwrap(step.model)
+        called = [model, unwrap(step.criterion), *_called_by(self._task)]
+        holders = Holders.among(called)
+        sharpness_aware = self._loss_for(step, config, called, holders.weights())
         samples = [sample]
         if config.perturbation.per_instance:
             samples = self._sentences(step, sample)
-        how = (config.gate.reach(step.update_num), config.update_size(self.epoch))
-        with once_a_step(sharpness_aware.called[0], "set_num_updates", sharpness_aware):
+        how = (config.gate.reach(step.update_num), config.update_size(self.epoch), holders)
+        with once_a_step(model, "set_num_updates", sharpness_aware):
             outcomes = [
                 self._perturb(step, part, sharpness_aware, *how, is_last=number == len(samples))
                 for number, part in enumerate(samples, 1)
@@ -172,6 +175,7 @@ class Seam:
         sharpness_aware: SharpnessAwareLoss,
         reach: float,
         update_size: int,
+        holders: Holders,
         is_last: bool,
     ) -> Outcome:
         """Repeats the step; its gradient joins those of the micro-batches before."""
@@ -210,6 +214,7 @@ class Seam:
                     momentum=momentum,
                     update_size=update_size,
                     second_moments=second_moments,
+                    holders=holders,
                 )
         except BackwardPassedBy:
             stop(
@@ -254,10 +259,12 @@ class Seam:
         found = next((each for each in dictionaries if hasattr(each, "pad")), None)
         return -1 if found is None else int(found.pad())
 
-    def _loss_for(self, step: TrainStep, config: SharpnessAwareConfig) -> SharpnessAwareLoss:
-        key = (config, id(step.model), id(step.criterion))
-        held = None if self._loss is None else held_weights(self._loss.called[:2])
-        if self._loss is None or (key, held) != self._key:
+    def _loss_for(
+        self, step: TrainStep, config: SharpnessAwareConfig, called: List[Any], held: List[int]
+    ) -> SharpnessAwareLoss:
+        """Returns what computes the perturbed gradient; another one for other weights."""
+        key = (config, id(step.model), id(step.criterion), held)
+        if self._loss is None or key != self._key:
             named = named_parameters(step.model, step.criterion)
             refuse_criterion(unwrap(step.criterion), config)
             if config.perturbation.per_instance:
@@ -267,10 +274,10 @@ class Seam:
                 trained=[weight for _, weight in named],
                 settings=config.perturbation,
                 perturbed=select_perturbed(named, config.exclude),
-                modules=[unwrap(step.model), unwrap(step.criterion), *_called_by(self._task)],
+                modules=called,
                 outputs_of=step.model,
             )
-            self._key = (key, held_weights(self._loss.called[:2]))
+            self._key = key
         return self._loss
 
     def _note_gradients(self, step: TrainStep, config: SharpnessAwareConfig) -> None:

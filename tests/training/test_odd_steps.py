@@ -8,7 +8,7 @@ from fairseq.modules import SinusoidalPositionalEmbedding
 
 import fairseq_sam
 from fairseq_sam.perturbation import method_settings
-from fairseq_sam.perturbation.replay import Replay
+from fairseq_sam.perturbation.replay import Holders, Replay
 from fairseq_sam.training import seam
 from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
 from tests.training.test_seam import Criterion, Model, Task, optimizer
@@ -56,7 +56,7 @@ def test_what_another_thread_notes_on_the_task_stays():
 
 def test_a_table_of_positions_is_not_copied_and_may_grow():
     positions = SinusoidalPositionalEmbedding(4, padding_idx=1, init_size=6)
-    replay = Replay([positions], [])
+    replay = Replay(Holders.among([positions]), [])
     positions.weights.fill_(7)  # nobody does: what stays was not put back
     sizes = []
     for _ in range(2):
