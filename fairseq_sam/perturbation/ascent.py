@@ -513,9 +513,8 @@ def project_(
 
 def total_norm(blocks: Iterable[Tensor], order: int = 2) -> Tensor:
     """Returns the L2 (or L1) norm over all entries of all blocks, a scalar; one block at a time."""
-    norms = torch.stack([torch.linalg.vector_norm(block, order) for block in blocks])
-    total: Tensor = torch.linalg.vector_norm(norms, order)
-    return total
+    norms = torch.stack([foreach.norm(block, order) for block in blocks])
+    return foreach.norm(norms, order)
 
 
 def fitting(value: Radius, like: Tensor) -> Radius:

@@ -212,3 +212,16 @@ def test_a_weight_that_is_given_twice_counts_once(method: str, risk: str):
             found.append([*gradients_of(parameters), outcome.norm])
     for other in found[1:]:
         assert_all_equal(other, found[0])
+
+
+@pytest.mark.parametrize("scale", [{}, {"scale": "weight", "granularity": "element"}])
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_of_large_weights_too_the_rise_is_that_asked_for(norm: str, scale: Any):
+    """In float32, of which torch's norm on a CPU adds up all entries one by one."""
+    count = 2**22 + 5
+    gradient = torch.randn(count, generator=generator(0))
+    weight = torch.ones(count)
+    perturbed = PerturbedWeights([weight], PerturbationSettings(norm=norm, rho=1.0, **scale))
+    perturbed.ascend([gradient], radius=1e9, rise=torch.tensor(5e6))
+    rise = float(torch.dot(gradient.double(), weight.double() - 1))
+    assert rise == pytest.approx(5e6, rel=1e-5)
