@@ -444,12 +444,12 @@ class PerturbedWeights:
 
         Some tensors at a time: the signs of all would be another copy of the model.
         """
-        lengths = []
+        lengths, room = [], foreach.Room()
         for part in foreach.chunks(totals):
             chunk = [factors[i] for i in range(part.start, part.stop)]
             directions = gradients[part]
             if self.settings.norm == "linf":
-                directions = foreach.sign(directions)
+                directions = foreach.sign(directions, room)
             if measure:
                 lengths.append(foreach.product_norms(directions, chunk))
             torch._foreach_addcmul_(
