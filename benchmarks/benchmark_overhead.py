@@ -55,8 +55,12 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
     "asam": {"method": "asam", "limit": 2},
     "layer_sam": {"method": "layer_sam", "limit": 2},
     "multi_step_defense, K = 1": {"method": "multi_step_defense", "limit": 2},
-    "ga_sam, K = 1": {"method": "ga_sam", "limit": 2},
-    "ga_sam, K = 2": {"method": "ga_sam", "parts": {"num_steps": 2}, "limit": 3},
+    "ga_sam, K = 1": {"method": "ga_sam", "parts": {"share": None, "rho": 2e-4}, "limit": 2},
+    "ga_sam, K = 2": {
+        "method": "ga_sam",
+        "parts": {"share": None, "rho": 2e-4, "num_steps": 2},
+        "limit": 3,
+    },
     "ga_sam, 5 %": {"method": "ga_sam", "parts": {"share": 0.05}, "limit": 2},
     "delta_sam": {"method": "delta_sam", "limit": 2, "forwards": 2},
     "delta_sam, draft": {
