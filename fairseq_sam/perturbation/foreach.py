@@ -73,7 +73,7 @@ def norm(tensor: Tensor, order: int = 2, room: Optional[Room] = None) -> Tensor:
     entries = tensor.reshape(-1)
     if order == 1:
         room = room or Room()
-        parts = entries.split(CHUNK_ON_CPU // 2)
+        parts = entries.split(CHUNK_ON_CPU)
         sums = [torch.abs(part, out=room.like([part])[0]).sum(dtype=dtype) for part in parts]
         return torch.stack(sums).sum()
     rest = entries.numel() % ROW
@@ -88,11 +88,10 @@ def norm(tensor: Tensor, order: int = 2, room: Optional[Room] = None) -> Tensor:
 
 def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:
     """Returns the :func:`norm` of each tensor: shape [len(tensors)]."""
-    fuses = all(t.is_cuda and t.dtype in (torch.float32, torch.float64) for t in tensors)
-    if fuses:  # a norm accumulated in half precision overflows at 65504
+    if all(t.is_cuda and t.dtype in (torch.float32, torch.float64) for t in tensors):
         each = list(torch._foreach_norm(list(tensors), order))
     else:
-        room = Room()
+        room = Room()  # a fused norm accumulated in half precision overflows at 65504
         each = [norm(tensor, order, room) for tensor in tensors]
     dtype = torch.float64 if any(n.dtype == torch.float64 for n in each) else torch.float32
     return torch.stack([n.to(device=each[0].device, dtype=dtype) for n in each])

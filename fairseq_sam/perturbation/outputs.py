@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam import FairseqSamError
-from fairseq_sam.perturbation.foreach import at_least_float32
+from fairseq_sam.perturbation import foreach
 from fairseq_sam.perturbation.replay import autocast_off, mapped
 
 
@@ -159,13 +159,13 @@ def check_outputs(gradients: List[Optional[Tensor]], followed: List[Optional[Ten
         OutputsBypassed: they differ.
     """
     pairs = [(g, f) for g, f in zip(gradients, followed) if g is not None]
-    length = torch.stack([at_least_float32(g).norm() for g, _ in pairs]).norm() if pairs else None
+    length = torch.linalg.vector_norm(foreach.norms([g for g, _ in pairs])) if pairs else None
     if length is None or not 0 < float(length) < float("inf"):
         return
     tolerance = 1e-3 if all(g.dtype in (torch.float32, torch.float64) for g, _ in pairs) else 0.05
-    apart = [at_least_float32(g if f is None else g - f).norm() for g, f in pairs]
+    apart = foreach.norms([g if f is None else g - f for g, f in pairs])
     missing = any(f is None and bool(g.any()) for g, f in pairs)
-    if missing or not float(torch.stack(apart).norm()) <= tolerance * float(length):
+    if missing or not float(torch.linalg.vector_norm(apart)) <= tolerance * float(length):
         raise OutputsBypassed("the loss depends on trained weights past the model's outputs")
 
 
@@ -195,6 +195,6 @@ class _Product(torch.autograd.Function):
 def _product(gradient: Tensor, output: Tensor) -> Tensor:
     """Returns ⟨u, F⟩ in float32 at least."""
     with autocast_off(output.device):
-        u = at_least_float32(gradient.detach())
+        u = foreach.at_least_float32(gradient.detach())
         product: Tensor = cast(Any, _Product.apply)(u, output)
         return product
