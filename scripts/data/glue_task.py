@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Brings a GLUE task's tsv files into {train,valid}.{input0,input1,label or number}.
+"""Brings a GLUE task's tsv files into {train,valid,test}.{input0,input1,label or number}.
 
-The validation set is GLUE's dev set (MNLI's matched one), for its test sets have no labels. STS-B's
-scores become numbers between 0 and 1, as fairseq's recipe has them. Files are read with quoting
-off, plain or .gz; MRPC also as Microsoft's msr_paraphrase_*.txt.
+The validation set is GLUE's dev set (MNLI's matched one). A test set (--test) is there for MRPC
+alone, as Microsoft's msr_paraphrase_test.txt: GLUE's own have no labels. STS-B's scores become
+numbers between 0 and 1, as fairseq's recipe has them. Files are read with quoting off, plain or
+.gz; MRPC also as Microsoft's msr_paraphrase_train.txt.
 
 Example:
     glue_task.py --data GLUE --task RTE --out text
@@ -39,6 +40,7 @@ class Task(NamedTuple):
         label: the label.
         number: whether the label is a number to predict.
         dev: the validation set's file.
+        test: the test set's file, where there is one with labels.
     """
 
     first: str
@@ -46,12 +48,13 @@ class Task(NamedTuple):
     label: str
     number: bool = False
     dev: str = "dev"
+    test: str = ""
 
 
 TASKS = {
     "CoLA": Task("3", None, "1"),
     "MNLI": Task("sentence1", "sentence2", "gold_label", dev="dev_matched"),
-    "MRPC": Task("#1 String", "#2 String", "Quality"),
+    "MRPC": Task("#1 String", "#2 String", "Quality", test="msr_paraphrase_test.txt"),
     "QNLI": Task("question", "sentence", "label"),
     "QQP": Task("question1", "question2", "is_duplicate"),
     "RTE": Task("sentence1", "sentence2", "label"),
@@ -64,6 +67,8 @@ Row = Tuple[str, Optional[str], str]
 
 def file_of(root: Path, name: str) -> Path:
     """Returns the file of a split, whichever of its names it has."""
+    if name.endswith(".txt"):
+        return find(root, name)
     other = ["msr_paraphrase_train.txt"] if name == "train" else []
     return find(root, f"{name}.tsv", *other)
 
@@ -116,7 +121,12 @@ def prepare(args: argparse.Namespace) -> None:
     """Reads and writes."""
     task = TASKS[args.task]
     root = args.data / args.task if (args.data / args.task).is_dir() else args.data
-    for split, name in (("train", "train"), ("valid", task.dev)):
+    if args.test and not task.test:
+        raise CorpusError(
+            f"--test: GLUE's test set of {args.task} has no labels; MRPC alone has one"
+        )
+    test = {"test": task.test} if args.test else {}
+    for split, name in {"train": "train", "valid": task.dev, **test}.items():
         rows = list(read(file_of(root, name), task))
         if not rows:
             raise CorpusError(f"{file_of(root, name)}: no examples in it")
@@ -132,6 +142,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a task")
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--test", action="store_true", help="the test set, too; of MRPC alone")
     add_limit_argument(parser)
     return run(parser, prepare)
 

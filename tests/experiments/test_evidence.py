@@ -14,12 +14,19 @@ PROTOCOL = (ROOT / "docs" / "results" / "protocol.md").read_text(encoding="utf-8
 
 @pytest.fixture
 def found(capsys, tmp_path, monkeypatch):
-    """``found(task, methods, options…)``: the commands."""
+    """``found(task, methods, options…)``: the commands; a pretrained model is in ``minilm``."""
     monkeypatch.chdir(tmp_path)
-    return lambda task, methods, *options: commands(
-        capsys, "evidence", "--task", task, "--data", tmp_path, "--seeds", 1, "--methods", methods,
-        "--out", "O", *options,
-    )  # fmt: skip
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "flags.txt").write_text("--arch bert --max-positions 512\n")
+
+    def run(task, methods, *options):
+        model = ["--model", "minilm"] if TASKS[task].glue else []
+        return commands(
+            capsys, "evidence", "--task", task, "--data", tmp_path, "--seeds", 1,
+            "--methods", methods, "--out", "O", *model, *options,
+        )  # fmt: skip
+
+    return run
 
 
 def test_methods_are_those_of_the_protocol():
@@ -74,10 +81,28 @@ def test_all_folds_are_prepared_and_each_run_has_its_own(found):
     assert training[3] == "$OUT/prepared/fold1/bin"
 
 
+def test_a_pretrained_model_is_fine_tuned_on_its_own_pieces(found):
+    lines = found("mrpc", "baseline")
+    assert trainings(lines)["shared/seed1"]["--finetune-from-model"].endswith("minilm/model.pt")
+    (reading,) = [words for words in lines if words[1:2] and words[1].endswith("glue_task.py")]
+    assert flags(reading)["--task"] == "MRPC"
+    assert "--test" in reading
+    assert "--limit" not in reading
+    read = {words[words.index("<") + 1].rsplit("/", 1)[1] for words in lines if "<" in words}
+    assert read == {f"{split}.input{i}" for split in ("train", "valid", "test") for i in (0, 1)}
+    texts = [flags(words) for words in lines if "--srcdict" in words]
+    assert [given["--srcdict"].rsplit("/", 1)[1] for given in texts] == ["dict.txt"] * 2
+    (reading,) = [words for words in found("mrpc", "baseline", "--small") if "--limit" in words]
+    assert flags(reading)["--limit"] == "500"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--task", "mr"], "--data: is missing"),
+        (["--task", "mr", "--data", ".", "--model", "."], "--model: . is not allowed: mr has its"),
+        (["--task", "mrpc", "--data", "."], "--model: is missing"),
+        (["--task", "mrpc", "--data", ".", "--model", "."], "flags.txt is missing"),
         (["--task", "mr", "--data", ".", "--seeds", "11"], "--seeds: 11 is not allowed"),
         (["--task", "sst"], "--task: invalid choice"),
     ],

@@ -81,3 +81,14 @@ def test_glue(tmp_path, content, message):
     (tmp_path / "train.tsv").write_text(content)
     result = prepare("glue_task.py", "--data", tmp_path, "--task", "STS-B", "--out", tmp_path / "o")
     assert_refused(result, message)
+
+
+def test_mrpc_alone_has_labels_for_its_test_set(tmp_path):
+    table = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tA {0} .\tThe {0} .\n"
+    for name in ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt"):
+        (tmp_path / name).write_text(table.format(name))
+    arguments = ("glue_task.py", "--data", tmp_path, "--out", tmp_path / "o", "--test")
+    assert prepare(*arguments, "--task", "MRPC").returncode == 0
+    assert (tmp_path / "o" / "test.input0").read_text() == "A msr_paraphrase_test.txt .\n"
+    assert (tmp_path / "o" / "test.label").read_text() == "1\n"
+    assert_refused(prepare(*arguments, "--task", "RTE"), "--test", "RTE has no labels")

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List
 
 from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.recipes import evidence_tasks
+from fairseq_sam.experiments.recipes import classification, evidence_tasks
 from fairseq_sam.experiments.recipes.evidence_tasks import FOLDS, TASKS
 
 PRESETS = ("sam", "asam", "layer_sam", "multi_step_defense", "ga_sam", "delta_sam")
@@ -32,12 +32,15 @@ measured cost, and the differences from the base optimizer, paired over seeds, w
 with p-values corrected for the number of methods. Protocol and results: docs/results."""
     examples = """--task mr --data ~/corpora/mr
 --task de_en --data ~/corpora/multi30k --seeds 1,2,3 --methods baseline,longer,sam,functional,random
---task ptb_lstm --data ~/corpora/ptb --methods baseline,sam,sam@2%,functional"""
+--task ptb_lstm --data ~/corpora/ptb --methods baseline,sam,sam@2%,functional
+--task mrpc --data ~/corpora/glue --model minilm --seeds 1,2,3 --methods baseline,sam"""
     options = f"""
     --task {"|".join(TASKS)}
     --data DIR       mr: {{pos,neg}}; de_en: {{train,valid,test}}.{{de,en}}; ptb_...:
-                     ptb.{{train,valid,test}}.txt; each plain or .gz
-    --train N        examples to train on, not of mr (default: de_en 5000, ptb_... 4000)
+                     ptb.{{train,valid,test}}.txt; mrpc: {{train,dev}}.tsv and
+                     msr_paraphrase_test.txt, or MRPC with them; each plain or .gz
+    --model FOLDER   of mrpc: what fairseq-sam convert wrote
+    --train N        examples to train on, of de_en (default: 5000) and ptb_... (4000)
     --epochs N       in all (default: the task's)
     --start-epoch N  first one with the perturbation (default: the task's)
     """
@@ -63,7 +66,7 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
     )
     seeds = "1,2,3,4,5"
     on_cpu = True
-    remembered = ("data", "task", "train", "epochs", "start_epoch", "small", "extra")
+    remembered = ("data", "task", "model", "train", "epochs", "start_epoch", "small", "extra")
     shared = """--user-dir {root}/fairseq_sam {task_flags}
         --criterion per_sentence_{criterion} --num-workers 0 --no-epoch-checkpoints"""
     report = """
@@ -88,8 +91,20 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
         options.epochs = options.epochs or (2 if options.small else task.epochs)
         options.start_epoch = options.start_epoch or (2 if options.small else task.start_epoch)
         options.train = options.train or (500 if options.small else task.train)
+        model = {}
+        if task.glue:
+            classification.check_model(x, options.model)
+            model = classification.converted(x, options.model)
+            model["model_flags"] += ["--finetune-from-model", model["model_file"]]
+        elif options.model is not None:
+            raise r.MisuseError(
+                f"argument --model: {options.model} is not allowed: {options.task} has its own"
+            )
         return {
-            "task_flags": r.words(task.flags),
+            **model,
+            "glue": task.glue,
+            "limit": ["--limit", str(options.train), "100"] if options.small else [],
+            "task_flags": [*r.words(task.flags), *model.get("model_flags", [])],
             **{"criterion": task.criterion, "alpha": task.alpha, "base": task.base},
             **{"train": options.train, "metrics": task.metrics},
         }
@@ -104,6 +119,8 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
             yield from evidence_tasks.reviews(**values)
         elif x.options.task == "de_en":
             yield from evidence_tasks.pairs(**values)
+        elif TASKS[x.options.task].glue:
+            yield from evidence_tasks.paraphrases(**values)
         else:
             packed = os.path.isfile(f"{values['data']}/ptb.train.txt.gz")
             yield from evidence_tasks.text(packed, **values)

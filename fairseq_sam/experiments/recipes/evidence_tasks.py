@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any, Dict, Iterator
 
 from fairseq_sam.experiments.command_lines import Command, commands
+from fairseq_sam.experiments.recipes.classification import PAIR, binarised
 
 FOLDS = range(1, 11)
 SPLITS = ("train", "valid", "test")
@@ -30,6 +31,7 @@ class Task:
         metrics: of the table, the first one being what the methods are compared by.
         train: how many examples are trained on, 0 for all.
         base: the base optimizer.
+        glue: the GLUE task that it is, on which a pretrained model is fine-tuned; "" for others.
         score: the commands that score a run.
     """
 
@@ -42,6 +44,7 @@ class Task:
     metrics: str
     train: int = 0
     base: str = "adam"
+    glue: str = ""
     score: str = """
 {python} {root}/scripts/scoring/calibration.py --checkpoint {run}/checkpoints/checkpoint_best.pt \\
     --data {bin} --output {run}/scores.json
@@ -60,6 +63,9 @@ _LENGTH_PENALTY = """
 """
 _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-break-mode none
     --batch-size 20 --required-batch-size-multiple 1 --clip-norm 0.25"""
+_LSTM = f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
+    --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
+    --share-decoder-input-output-embed --dropout 0.2"""
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
 _PTB: Dict[str, Any] = {
@@ -101,11 +107,17 @@ TASKS = {
     ),
     "ptb_lstm": Task(
         title="Penn Treebank, a small LSTM",
-        flags=f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
-            --decoder-hidden-size 64 --decoder-out-embed-dim 64 --decoder-attention 0
-            --share-decoder-input-output-embed --dropout 0.2 --lr 1e-2""",
+        flags=f"{_LSTM} --lr 1e-2",
         epochs=12,
         start_epoch=6,
+        **_PTB,
+    ),
+    "ptb_lstm_sgd": Task(
+        title="Penn Treebank, a small LSTM trained by SGD",
+        flags=f"{_LSTM} --lr 15",
+        epochs=24,
+        start_epoch=12,
+        base="sgd",
         **_PTB,
     ),
     "ptb_transformer": Task(
@@ -116,6 +128,20 @@ TASKS = {
         epochs=10,
         start_epoch=4,
         **_PTB,
+    ),
+    "mrpc": Task(
+        title="MRPC, MiniLM fine-tuned",
+        flags="""--task sentence_prediction --num-classes 2 --init-token 0
+            --shorten-method truncate --required-batch-size-multiple 1 --batch-size 32
+            --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 --lr 1e-4
+            --lr-scheduler inverse_sqrt --warmup-updates 60
+            --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
+        criterion="sentence_prediction",
+        alpha=1,
+        epochs=4,
+        start_epoch=2,
+        metrics="Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
+        glue="MRPC",
     ),
 }
 
@@ -149,6 +175,11 @@ _BINARISED_TEXT = """
 {python} -m fairseq_cli.preprocess --only-source --destdir {dir}/bin --trainpref {dir}/train \\
     --validpref {dir}/valid --testpref {dir}/test --nwordssrc 4000
 """
+_PARAPHRASES = """
+mkdir -p {dir}/pieces
+{python} {root}/scripts/data/glue_task.py --data {data} --task {glue} --out {dir} --test \\
+    {limit}
+"""
 
 
 def reviews(**values: Any) -> Iterator[Command]:
@@ -172,3 +203,9 @@ def text(packed: bool, **values: Any) -> Iterator[Command]:
         lines = values["train"] if part == "train" else 1000000
         yield from commands(_TEXT, part=part, lines=lines, unpack=unpack, end=end, **values)
     yield from commands(_BINARISED_TEXT, **values)
+
+
+def paraphrases(**values: Any) -> Iterator[Command]:
+    """Yields what prepares a GLUE task with pairs of sentences, in the pieces of a model."""
+    yield from commands(_PARAPHRASES, **values)
+    yield from binarised(SPLITS, PAIR, numbers=False, **values)

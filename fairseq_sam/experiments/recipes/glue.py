@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Tuple
@@ -234,24 +233,8 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
                 {limit}""",
             **values,
         )
-        for part in ("input0", "input1") if task.pairs else ("input0",):
-            yield from r.commands(
-                """{encode} < {dir}/train.{part} > {dir}/pieces/train.{part}
-                {encode} < {dir}/valid.{part} > {dir}/pieces/valid.{part}
-                {python} -m fairseq_cli.preprocess --only-source --srcdict {dictionary} \\
-                    --trainpref {dir}/pieces/train.{part} --validpref {dir}/pieces/valid.{part} \\
-                    --destdir {dir}/bin/{part} --workers 4""",
-                **{**values, "part": part},
-            )
-        if task.classes > 1:
-            labels = """{python} -m fairseq_cli.preprocess --only-source \\
-                --trainpref {dir}/train.label --validpref {dir}/valid.label \\
-                --destdir {dir}/bin/label --workers 4"""
-        else:
-            labels = """mkdir -p {dir}/bin/label
-                cp {dir}/train.number {dir}/bin/label/train.label
-                cp {dir}/valid.number {dir}/bin/label/valid.label"""
-        yield from r.commands(labels, **values)
+        parts = classification.PAIR if task.pairs else classification.PAIR[:1]
+        yield from classification.binarised(("train", "valid"), parts, task.classes == 1, **values)
 
     def heading(self, x: Experiment) -> str:
         return f"GLUE, {x.options.task}"
@@ -273,8 +256,8 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
     if os.path.isdir(model or ""):
         if options.arch:
             raise r.MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
-        return converted(x, model)
-    check_model(x, model)
+        return classification.converted(x, model)
+    classification.check_model(x, model)
     bpe = options.gpt2_bpe or f"{x.out}/download"
     arch = choice("--arch", options.arch or "roberta_large", ["roberta_base", "roberta_large"])
     return {
@@ -286,45 +269,6 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
             "{python} {root}/scripts/data/gpt2_bpe.py --encoder-json {bpe}/encoder.json "
             "--vocab-bpe {bpe}/vocab.bpe",
             **x.values(bpe=bpe),
-        ),
-    }
-
-
-def check_model(x: Experiment, model: Any) -> None:
-    """Refuses a model that is missing; in a dry run it need not be there.
-
-    Raises:
-        MisuseError: naming it.
-    """
-    what = "a folder that fairseq-sam convert wrote, or a model.pt"
-    if model is None:
-        raise r.MisuseError(f"argument --model: is missing: {what}")
-    if not x.dry and not os.path.exists(model):
-        raise r.MisuseError(f"argument --model: {model} is not allowed: no such file or directory")
-
-
-def converted(x: Experiment, model: str) -> Dict[str, Any]:
-    """Returns the same of a folder that ``fairseq-sam convert`` wrote.
-
-    Raises:
-        MisuseError: it did not write it.
-    """
-    x.options.model = folder = os.path.abspath(model)
-    try:
-        flags = shlex.split(Path(folder, "flags.txt").read_text(encoding="utf-8"))
-    except OSError:
-        raise r.MisuseError(
-            f"argument --model: {model} is not allowed: it is not a folder that fairseq-sam convert"
-            " wrote (flags.txt is missing)"
-        ) from None
-    return {
-        # Of the two kinds of them, RoBERTa has merges.
-        "family": "roberta" if os.path.exists(f"{folder}/merges.txt") else "bert",
-        "model_flags": flags,
-        "model_file": f"{folder}/model.pt",
-        "dictionary": f"{folder}/dict.txt",
-        "encode": r.words(
-            "{python} {root}/scripts/data/wordpiece.py {folder}", **x.values(folder=folder)
         ),
     }
 

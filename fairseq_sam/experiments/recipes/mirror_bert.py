@@ -13,7 +13,7 @@ from typing import Any, Dict, Iterator
 
 from fairseq_sam.experiments import recipe as r
 from fairseq_sam.experiments.experiment import Experiment
-from fairseq_sam.experiments.recipes.glue import check_model, converted
+from fairseq_sam.experiments.recipes.classification import check_model, converted
 
 URL = os.environ.get(
     "MIRROR_BERT_URL",
