@@ -2,12 +2,14 @@
 
 Run as a program with the flags that the search gives, and with --max-epoch. The loss after epoch e
 of E is ``4 + 4 (E − e) + 0.05 ((ρ/optimum)² − 2 ρ/optimum) + seed/1000``. Flags of its own:
---optimum; --pause SECONDS before each epoch; --fail-at RHO; --diverge-above RHO;
---nan-detector (diverge as fairseq's search for a NaN does); --say-nothing.
+--optimum; --pause SECONDS before each epoch; --fail-at RHO, once another has started or after the
+pause; --diverge-above RHO; --nan-detector (diverge as fairseq's search for a NaN does);
+--say-nothing.
 Each start adds a line to the file ``starts`` in --save-dir.
 """
 
 import argparse
+import glob
 import json
 import os
 import pickle
@@ -64,6 +66,13 @@ def parse():
     return parser.parse_known_args()[0]
 
 
+def wait_for_another(own, seconds):
+    """Waits until another run has started, but no longer than that."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and len(glob.glob(f"{own}/../*/starts")) < 2:
+        time.sleep(0.05)
+
+
 def main():
     args = parse()
     last = os.path.join(args.save_dir, "checkpoint_last.pt")
@@ -74,6 +83,7 @@ def main():
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "-")
         starts.write(f"{done} {gpus} {os.getpid()}\n")
     if args.sam_rho == args.fail_at:
+        wait_for_another(args.save_dir, args.pause)
         sys.exit("RuntimeError: CUDA out of memory")
     ratio = args.sam_rho / args.optimum
     final = 4 + 0.05 * (ratio**2 - 2 * ratio) + args.seed / 1000

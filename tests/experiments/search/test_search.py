@@ -272,7 +272,7 @@ class TestGoesOn:
         assert set(map(len, found.values())) == {1}
 
     def test_a_failure_ends_the_other_runs(self, tmp_path):
-        out, slow = tmp_path / "out", ["--pause", "5", "--fail-at", "1e-3"]
+        out, slow = tmp_path / "out", ["--pause", "60", "--fail-at", "1e-3"]
         assert search(out, *slow, options=["--parallel", 4]) == 1
         assert len(starts(out)) > 1
         assert not running(out)
