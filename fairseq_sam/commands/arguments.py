@@ -32,10 +32,13 @@ class IntermixedParser(Parser):
 
     By itself argparse gives all positionals to the first place where some stand, and refuses those
     that come later: ``DATA ADAM.pt --rho 0.1 SAM.pt``. Its intermixed parsing does not, but
-    subparsers do not call it.
+    subparsers do not call it. The epilog's lines stay as they are.
     """
 
     _intermixing = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses as argparse does, but flags may stand anywhere."""

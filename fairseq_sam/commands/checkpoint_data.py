@@ -18,15 +18,22 @@ from typing import (
     Tuple,
 )
 
-from fairseq_sam.commands.plotting import check_can_plot, plot_file
+from fairseq_sam.commands.figures import check_output_arguments
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.commands.refusals import CommandError, load_fairseq
-from fairseq_sam.files.writing import write_json
 from fairseq_sam.flags.number_types import count, seed
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
     from fairseq_sam.evaluation.trained_model import TrainedModel
+
+
+def add_checkpoint_arguments(
+    parser: argparse.ArgumentParser, about: str = "checkpoints of fairseq-train"
+) -> None:
+    """Adds the binarised data and the checkpoints, of which ``about`` says what they may be."""
+    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
+    parser.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+", help=about)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,29 +73,16 @@ def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_output_arguments(parser: argparse.ArgumentParser, plot: bool = True) -> None:
-    """Adds where figures and the plot go."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")
-    if plot:
-        parser.add_argument(
-            "--plot", type=plot_file, metavar="FILE", help="draw a picture here: .pdf, .png or .svg"
-        )
-
-
-def check_output_arguments(args: argparse.Namespace) -> None:
-    """Refuses files that could not be written, before anything is computed.
+def prepare(args: argparse.Namespace) -> List[str]:
+    """Refuses files that are not there or cannot be written, loads plugins, names the checkpoints.
 
     Raises:
-        CommandError: naming the file.
+        CommandError: naming what is wrong, before anything is computed.
     """
-    pictures = [getattr(args, name, None) for name in ("plot", "cost_plot")]
-    for path in (args.json, *pictures, getattr(args, "output", None)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CommandError(f"{path}: its directory does not exist")
-        if path is not None and path.is_dir():
-            raise CommandError(f"{path}: is a directory, not a file to write")
-    for picture in pictures:
-        check_can_plot(picture)
+    check_output_arguments(args)
+    load_plugins(args.user_dir)
+    check_input_arguments(args)
+    return checkpoint_names(args.checkpoints)
 
 
 def check_input_arguments(args: argparse.Namespace) -> None:
@@ -106,18 +100,6 @@ def check_input_arguments(args: argparse.Namespace) -> None:
     for part in args.data.split(os.pathsep):
         if not os.path.exists(part):
             raise CommandError(f"{part}: no such file or directory")
-
-
-def write_figures(figures: Dict[str, Any], path: Path) -> None:
-    """Writes ``--json``'s file.
-
-    Raises:
-        CommandError: it cannot be written.
-    """
-    try:
-        write_json(figures, path)
-    except OSError as error:
-        raise CommandError(f"{path}: cannot write ({error.strerror})") from None
 
 
 def load_plugins(user_dir: Optional[str]) -> None:

@@ -37,7 +37,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="make a fairseq checkpoint of a pretrained BERT or RoBERTa",
         description="Converts Hugging Face's files of a BERT or RoBERTa into fairseq's.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", type=Path, metavar="SOURCE", help="folder with config.json")
     parser.add_argument(

@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequenc
 from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
     add_data_arguments,
-    add_output_arguments,
     check_input_arguments,
-    check_output_arguments,
     checkpoint_names,
     explaining,
     load_dataset_loss,
     load_plugins,
-    write_figures,
 )
-from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.figures import (
+    add_output_arguments,
+    check_output_arguments,
+    write_results,
+)
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.reporting.logged_gradients import LoggedNorms, layers_of, logged_norms
@@ -67,7 +68,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure gradient norms by layer, and the scales that follow",
         description="Measures gradient norms by layer and phase, and the scales T of each method.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "data", nargs="?", metavar="DATA", help="the binarised data, as for fairseq-train"
@@ -108,10 +108,8 @@ def run(args: argparse.Namespace) -> int:
         _print(args, result)
     if logged:
         _print_logged(args.run_directory, logged)
-    if args.json is not None:
-        write_figures(_figures(args, results, logged), args.json)
-    if args.plot is not None:
-        _plot(args, results, logged)
+    figures = _figures(args, results, logged)
+    write_results(args, figures, lambda path: _plot(args, results, logged, path))
     return 0
 
 
@@ -225,7 +223,9 @@ def _figures(
     }
 
 
-def _plot(args: argparse.Namespace, results: List[_Result], logged: List[LoggedNorms]) -> None:
+def _plot(
+    args: argparse.Namespace, results: List[_Result], logged: List[LoggedNorms], path: Path
+) -> None:
     from fairseq_sam.reporting.gradients_plot import write_gradients_plot
 
     norms = {
@@ -234,5 +234,4 @@ def _plot(args: argparse.Namespace, results: List[_Result], logged: List[LoggedN
     }
     last = results[-1].tensors if results else []
     scales = [(t.name, t.unfloored["gradient-strength"], t.is_noise) for t in last]
-    with explaining_plots(args.plot):
-        write_gradients_plot(norms, scales, logged, args.plot)
+    write_gradients_plot(norms, scales, logged, path)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any, Dict, List, Optional
 
 from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
+    add_checkpoint_arguments,
     add_data_arguments,
-    add_output_arguments,
-    check_input_arguments,
-    check_output_arguments,
-    checkpoint_names,
     explaining,
     load_dataset_loss,
-    load_plugins,
-    write_figures,
+    prepare,
 )
-from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.figures import add_output_arguments, write_results
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, num_points, positive, radii, whole_number
+from fairseq_sam.reporting.landscape_plot import write_landscape_plot
 from fairseq_sam.reporting.landscape_table import landscape_tables
 
 if TYPE_CHECKING:
@@ -50,14 +48,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="map the loss around a checkpoint or between two; m-sharpness",
         description="Evaluates the loss on a line or a plane through trained weights.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
-    parser.add_argument(
-        "checkpoints",
-        metavar="CHECKPOINT",
-        nargs="+",
-        help="one of fairseq-train, or two of the same model; any number with --dimensions 0",
+    add_checkpoint_arguments(
+        parser, "one of fairseq-train, or two of the same model; any number with --dimensions 0"
     )
     _add_grid_arguments(parser)
     _add_sharpness_arguments(parser)
@@ -111,22 +104,13 @@ def run(args: argparse.Namespace) -> int:
         args.misuse(
             f"a line or plane goes through 2 CHECKPOINTs at most, not {len(args.checkpoints)}"
         )
-    check_output_arguments(args)
-    load_plugins(args.user_dir)
-    check_input_arguments(args)
-    figures = _measure(args)
+    figures = _measure(args, prepare(args))
     print(landscape_tables(figures), end="")
-    if args.json is not None:
-        write_figures(figures, args.json)
-    if args.plot is not None:
-        from fairseq_sam.reporting.landscape_plot import write_landscape_plot
-
-        with explaining_plots(args.plot):
-            write_landscape_plot(figures, args.plot)
+    write_results(args, figures, partial(write_landscape_plot, figures))
     return 0
 
 
-def _measure(args: argparse.Namespace) -> Dict[str, Any]:
+def _measure(args: argparse.Namespace, names: List[str]) -> Dict[str, Any]:
     from fairseq_sam.evaluation.task_scores import loss_unit
 
     paths = args.checkpoints
@@ -136,7 +120,7 @@ def _measure(args: argparse.Namespace) -> Dict[str, Any]:
         "data": args.data,
         "subset": args.subset,
         "checkpoints": paths,
-        "names": checkpoint_names(paths),
+        "names": names,
         "criterion": getattr(trained.cfg.criterion, "_name", None),
         "seed": args.seed,
         "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),

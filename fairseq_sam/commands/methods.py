@@ -8,7 +8,7 @@ import textwrap
 from pathlib import Path
 from typing import Any, Dict, List, Mapping
 
-from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
+from fairseq_sam.commands.figures import check_output_arguments, write_figures
 from fairseq_sam.commands.refusals import load_fairseq
 
 _EPILOG = """\
@@ -48,7 +48,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="list the optimizers: parts, defaults, flags, cost",
         description="Lists the sharpness-aware optimizers and their flags.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="only these (default: all)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here as well")

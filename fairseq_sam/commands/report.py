@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
 
-from fairseq_sam.commands.checkpoint_data import check_output_arguments, write_figures
-from fairseq_sam.commands.plotting import explaining_plots, plot_file
+from fairseq_sam.commands.figures import (
+    check_output_arguments,
+    explaining_plots,
+    plot_file,
+    write_figures,
+)
 from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.experiments.recipes import published
 from fairseq_sam.reporting.runs_table import SUMMARIES
@@ -43,7 +47,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="tabulate and plot finished runs",
         description="Puts runs side by side: scores, losses, time, learning curves, sharpness.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="directories of one run each")
     parser.add_argument(

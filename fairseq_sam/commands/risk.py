@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any, Dict
 
 from fairseq_sam.commands.checkpoint_data import (
+    add_checkpoint_arguments,
     add_data_arguments,
-    add_output_arguments,
-    check_input_arguments,
-    check_output_arguments,
-    checkpoint_names,
     explaining,
-    load_plugins,
     load_single_sentences,
-    write_figures,
+    prepare,
 )
-from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.figures import add_output_arguments, write_results
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.flags.number_types import num_steps, positive
+from fairseq_sam.reporting.risk_plot import write_risk_plot
 from fairseq_sam.reporting.risk_table import risk_table
 
 if TYPE_CHECKING:
@@ -47,12 +45,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure how much each sentence can lose nearby",
         description="Measures how much the loss of each sentence grows in the worst direction.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
-    parser.add_argument(
-        "checkpoints", metavar="CHECKPOINT", nargs="+", help="checkpoints of fairseq-train"
-    )
+    add_checkpoint_arguments(parser)
     _add_ball_arguments(parser)
     add_data_arguments(parser)
     add_output_arguments(parser)
@@ -80,20 +74,11 @@ def _add_ball_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    check_output_arguments(args)
-    load_plugins(args.user_dir)
-    check_input_arguments(args)
-    names = checkpoint_names(args.checkpoints)
+    names = prepare(args)
     measured = [_measure(args, *each) for each in zip(args.checkpoints, names)]
     figures = {**_settings(args), "checkpoints": measured}
     print(risk_table(figures), end="")
-    if args.json is not None:
-        write_figures(figures, args.json)
-    if args.plot is not None:
-        from fairseq_sam.reporting.risk_plot import write_risk_plot
-
-        with explaining_plots(args.plot):
-            write_risk_plot(figures, args.plot)
+    write_results(args, figures, partial(write_risk_plot, figures))
     return 0
 
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, ContextManager, Dict, Iterator, List, Sequence, Tuple
 
 from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
+    add_checkpoint_arguments,
     add_data_arguments,
-    add_output_arguments,
-    check_input_arguments,
-    check_output_arguments,
-    checkpoint_names,
     explaining,
     load_dataset_loss,
-    load_plugins,
-    write_figures,
+    prepare,
 )
-from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.figures import add_output_arguments, write_results
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.flags.number_types import num_draws, num_steps, radii
+from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
 if TYPE_CHECKING:
@@ -56,12 +54,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure how checkpoints stand corrupted parameters",
         description="Measures loss and task score after moving the parameters by given radii.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
-    parser.add_argument(
-        "checkpoints", metavar="CHECKPOINT", nargs="+", help="checkpoints of fairseq-train"
-    )
+    add_checkpoint_arguments(parser)
     _add_corruption_arguments(parser)
     _add_bleu_arguments(parser)
     add_data_arguments(parser)
@@ -132,17 +126,11 @@ def _json_object(text: str) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    check_output_arguments(args)
-    load_plugins(args.user_dir)
-    check_input_arguments(args)
-    names = checkpoint_names(args.checkpoints)
+    names = prepare(args)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]
     figures = {**_settings(args), **measured[0][0], "checkpoints": [each for _, each in measured]}
     print(robustness_tables(figures), end="")
-    if args.json is not None:
-        write_figures(figures, args.json)
-    if args.plot is not None:
-        _plot(figures, args)
+    write_results(args, figures, partial(write_robustness_plot, figures))
     return 0
 
 
@@ -233,10 +221,3 @@ def _settings(args: argparse.Namespace) -> Dict[str, Any]:
     if args.bleu:
         settings.update(eval_bleu_args=args.eval_bleu_args, remove_bpe=args.eval_bleu_remove_bpe)
     return settings
-
-
-def _plot(figures: Dict[str, Any], args: argparse.Namespace) -> None:
-    from fairseq_sam.reporting.robustness_plot import write_robustness_plot
-
-    with explaining_plots(args.plot):
-        write_robustness_plot(figures, args.plot)

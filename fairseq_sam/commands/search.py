@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Optional
 
-from fairseq_sam.commands.plotting import check_can_plot, plot_file
+from fairseq_sam.commands.figures import check_can_plot, plot_file
 from fairseq_sam.commands.refusals import CommandError, require_fairseq
 from fairseq_sam.commands.user_dir import package_dir
 from fairseq_sam.flags.number_types import at_least_zero, count, power_of_ten, seeds, shares
@@ -52,7 +52,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         description="Finds the radius for a fairseq-train command on its validation data.",
         usage="fairseq-sam search --out DIR [options] -- DATA --optimizer NAME …",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "arguments", nargs="+", metavar="ARGUMENT", help="the arguments of fairseq-train, after --"

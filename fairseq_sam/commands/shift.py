@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict
 
-from fairseq_sam.commands.checkpoint_data import (
+from fairseq_sam.commands.figures import (
     add_output_arguments,
     check_output_arguments,
-    write_figures,
+    write_results,
 )
-from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, positive, seed, whole_number
@@ -46,7 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="show that a shift of the data acts like one of the weights",
         description="Compares the minima of training and test loss of a small network on digits.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_data_arguments(parser)
     parser.add_argument(
@@ -113,10 +111,8 @@ def run(args: argparse.Namespace) -> int:
     except (FloatingPointError, ValueError) as error:
         raise CommandError(f"--weight-decay {args.weight_decay:g}: {error}") from error
     _print(args, digits, result)
-    if args.json is not None:
-        write_figures({**_settings(args, digits), **_figures(result)}, args.json)
-    if args.plot is not None:
-        _plot(result, args.plot)
+    figures = {**_settings(args, digits), **_figures(result)}
+    write_results(args, figures, lambda path: _plot(result, path))
     return 0
 
 
@@ -199,5 +195,4 @@ def _figures(result: ShiftSummary) -> Dict[str, Any]:
 def _plot(result: ShiftSummary, path: Path) -> None:
     from fairseq_sam.reporting.shift_plot import write_shift_plot
 
-    with explaining_plots(path):
-        write_shift_plot(result.curves, result.shares, result.lengths, result.fit, path)
+    write_shift_plot(result.curves, result.shares, result.lengths, result.fit, path)

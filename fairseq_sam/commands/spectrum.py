@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any, Dict, List
 
 from fairseq_sam.commands.checkpoint_data import (
     add_batch_arguments,
+    add_checkpoint_arguments,
     add_data_arguments,
-    add_output_arguments,
-    check_input_arguments,
-    check_output_arguments,
     checkpoint_names,
-    load_plugins,
-    write_figures,
+    prepare,
 )
-from fairseq_sam.commands.plotting import explaining_plots
+from fairseq_sam.commands.figures import add_output_arguments, write_results
 from fairseq_sam.commands.spectrum_measurement import CheckpointSpectrum, measure_spectrum
 from fairseq_sam.flags.number_types import count, num_draws, positive
 
@@ -57,12 +55,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="measure the curvature of checkpoints: eigenvalues and trace",
         description="Measures the largest eigenvalues and the trace of the Hessian or the Fisher.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", metavar="DATA", help="the binarised data, as for fairseq-train")
-    parser.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints of fairseq-train"
-    )
+    add_checkpoint_arguments(parser)
     _add_matrix_arguments(parser)
     add_data_arguments(parser)
     add_batch_arguments(parser)
@@ -109,16 +103,10 @@ def _add_matrix_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
-    check_output_arguments(args)
-    load_plugins(args.user_dir)
-    check_input_arguments(args)
-    names = checkpoint_names(args.checkpoints)
+    names = prepare(args)
     results = [measure_spectrum(args, *each) for each in zip(args.checkpoints, names)]
     _print(args, results)
-    if args.json is not None:
-        write_figures(_figures(args, results), args.json)
-    if args.plot is not None:
-        _plot(args, results)
+    write_results(args, _figures(args, results), lambda path: _plot(args, results, path))
     return 0
 
 
@@ -187,7 +175,7 @@ def _result_figures(result: CheckpointSpectrum) -> Dict[str, Any]:
     return figures
 
 
-def _plot(args: argparse.Namespace, results: List[CheckpointSpectrum]) -> None:
+def _plot(args: argparse.Namespace, results: List[CheckpointSpectrum], path: Path) -> None:
     from fairseq_sam.analysis.spectral_density import smooth, smoothing_width
     from fairseq_sam.reporting.spectrum_plot import write_spectrum_plot
 
@@ -195,5 +183,4 @@ def _plot(args: argparse.Namespace, results: List[CheckpointSpectrum]) -> None:
     spectra = {name: r.spectrum.eigenvalues.tolist() for name, r in zip(names, results)}
     found = [r.spectrum.density for r in results if r.spectrum.density is not None]
     densities = {name: smooth(each, smoothing_width(found)) for name, each in zip(names, found)}
-    with explaining_plots(args.plot):
-        write_spectrum_plot(spectra, densities, _TITLES[args.matrix], args.plot)
+    write_spectrum_plot(spectra, densities, _TITLES[args.matrix], path)

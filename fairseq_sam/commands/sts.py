@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Tuple
 
-from fairseq_sam.commands.checkpoint_data import (
+from fairseq_sam.commands.checkpoint_data import checkpoint_names
+from fairseq_sam.commands.figures import (
     add_output_arguments,
     check_output_arguments,
-    checkpoint_names,
-    write_figures,
+    write_results,
 )
-from fairseq_sam.commands.plotting import explaining_plots
 from fairseq_sam.commands.progress import counting
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.commands.refusals import CommandError, load_fairseq
+from fairseq_sam.reporting.sts_plot import write_sts_plot
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset
@@ -44,7 +45,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="evaluate sentence embeddings on textual similarity",
         description="Evaluates an encoder's sentence embeddings on semantic textual similarity.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folder", type=Path, metavar="SENTEVAL_DIR", help="SentEval's data/downstream"
@@ -90,13 +90,7 @@ def run(args: argparse.Namespace) -> int:
         "missing": missing,
         "checkpoints": [_figures(each) for each in found],
     }
-    if args.json is not None:
-        write_figures(figures, args.json)
-    if args.plot is not None:
-        from fairseq_sam.reporting.sts_plot import write_sts_plot
-
-        with explaining_plots(args.plot):
-            write_sts_plot(figures, args.plot)
+    write_results(args, figures, partial(write_sts_plot, figures))
     return 0
 
 
