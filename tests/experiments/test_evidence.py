@@ -81,6 +81,12 @@ def test_all_folds_are_prepared_and_each_run_has_its_own(found):
     assert training[3] == "$OUT/prepared/fold1/bin"
 
 
+def test_sgd_without_momentum_has_none_to_follow(found):
+    runs = trainings(found("ptb_lstm_sgd", RECIPE.default))
+    assert "runs/sam/seed1" in runs
+    assert "runs/momentum/seed1" not in runs
+
+
 def test_a_pretrained_model_is_fine_tuned_on_its_own_pieces(found):
     lines = found("mrpc", "baseline")
     assert trainings(lines)["shared/seed1"]["--finetune-from-model"].endswith("minilm/model.pt")
@@ -101,7 +107,15 @@ def test_a_pretrained_model_is_fine_tuned_on_its_own_pieces(found):
     [
         (["--task", "mr"], "--data: is missing"),
         (["--task", "mr", "--data", ".", "--model", "."], "--model: . is not allowed: mr has its"),
-        (["--task", "mrpc", "--data", "."], "--model: is missing"),
+        (
+            ["--task", "mrpc", "--data", "."],
+            "--model: is missing: a folder that fairseq-sam convert",
+        ),
+        (["--task", "mr", "--data", ".", "--train", "9"], "--train: 9 is not allowed: mr is taken"),
+        (
+            ["--task", "ptb_lstm_sgd", "--data", ".", "--methods", "momentum"],
+            "--methods: momentum is not allowed: the SGD of ptb_lstm_sgd",
+        ),
         (["--task", "mrpc", "--data", ".", "--model", "."], "flags.txt is missing"),
         (["--task", "mr", "--data", ".", "--seeds", "11"], "--seeds: 11 is not allowed"),
         (["--task", "sst"], "--task: invalid choice"),

@@ -66,13 +66,15 @@ def binarised(
         yield from commands(copy, **{**values, "split": split})
 
 
-def check_model(x: Experiment, model: Any) -> None:
+FOLDER = "a folder that fairseq-sam convert wrote"
+
+
+def check_model(x: Experiment, model: Any, what: str = FOLDER) -> None:
     """Refuses a model that is missing; in a dry run it need not be there.
 
     Raises:
         MisuseError: naming it.
     """
-    what = "a folder that fairseq-sam convert wrote, or a model.pt"
     if model is None:
         raise r.MisuseError(f"argument --model: is missing: {what}")
     if not x.dry and not os.path.exists(model):
@@ -90,8 +92,7 @@ def converted(x: Experiment, model: str) -> Dict[str, Any]:
         flags = shlex.split(Path(folder, "flags.txt").read_text(encoding="utf-8"))
     except OSError:
         raise r.MisuseError(
-            f"argument --model: {model} is not allowed: it is not a folder that fairseq-sam convert"
-            " wrote (flags.txt is missing)"
+            f"argument --model: {model} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
     return {
         # Of the two kinds of them, RoBERTa has merges.

@@ -88,6 +88,17 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
                 f"argument --seeds: {max(options.seeds)} is not allowed: of mr it is a fold, 1 to"
                 f" {len(FOLDS)}"
             )
+        if options.train is not None and not task.train:
+            raise r.MisuseError(
+                f"argument --train: {options.train} is not allowed: {options.task} is taken whole"
+            )
+        if task.base == "sgd" and "momentum" in options.methods:
+            if options.methods != self.default.split(","):
+                raise r.MisuseError(
+                    f"argument --methods: momentum is not allowed: the SGD of {options.task} has "
+                    "none to follow"
+                )
+            options.methods.remove("momentum")
         options.epochs = options.epochs or (2 if options.small else task.epochs)
         options.start_epoch = options.start_epoch or (2 if options.small else task.start_epoch)
         options.train = options.train or (500 if options.small else task.train)

@@ -257,7 +257,7 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
         if options.arch:
             raise r.MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
         return classification.converted(x, model)
-    classification.check_model(x, model)
+    classification.check_model(x, model, f"{classification.FOLDER}, or a model.pt")
     bpe = options.gpt2_bpe or f"{x.out}/download"
     arch = choice("--arch", options.arch or "roberta_large", ["roberta_base", "roberta_large"])
     return {
