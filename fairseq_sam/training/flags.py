@@ -80,7 +80,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
         help="first perturbed update as a share of --max-update, or first perturbed epoch as a "
              "share of --max-epoch, whichever comes first; in place of the two above")
     add("--sam-ramp-updates", type=whole_number(0), default=0, metavar="N",
-        help="let the radius grow from nothing for the first N perturbed updates")
+        help="let the radius grow from nothing for the first N updates from the start on")
     add("--sam-interval", type=whole_number(1), default=1, metavar="N",
         help="perturb every N-th update only")
     add("--sam-loss-reduction", choices=LOSS_REDUCTIONS,
@@ -251,17 +251,29 @@ def require_sentences(criterion: Any, name: str) -> None:
 
 
 def warn_of_no_effect(config: SharpnessAwareConfig, args: Namespace) -> None:
-    """Warns of a start beyond the end of the run, and of ascents that nothing can share."""
+    """Warns of a start that is not the one asked for, and of ascents that nothing can share."""
+    gate = config.gate
     max_epoch = getattr(args, "max_epoch", None) or 0
+    max_update = getattr(args, "max_update", None) or 0
+    share = getattr(args, "sam_start_fraction", None)
     if config.perturbation.ascent_share < 1 and max(config.update_freq) == 1:
         logger.warning(
             f"--sam-ascent-share {config.perturbation.ascent_share:g} shares nothing with "
             "--update-freq 1: each update has one micro-batch, with an ascent of its own"
         )
-    if 0 < max_epoch < config.gate.start_epoch:
+    late = (0 < max_epoch < gate.start_epoch, 0 < max_update <= gate.start_update)
+    if all(late) if gate.either else any(late):
+        end = f"--max-epoch {max_epoch}" if late[0] else f"--max-update {max_update}"
+        start = f"epoch {gate.start_epoch}" if late[0] else f"update {gate.start_update}"
+        flag = f"start-{start}" if share is None else f"start-fraction {share:g}"
+        logger.warning(f"--sam-{flag} is beyond {end}: no update of this run will be perturbed")
+    if share and max_epoch > 0 and gate.start_epoch == 1:
+        start = "its first update on"
+        if gate.start_update:
+            start = f"update {gate.start_update} on, if it comes that far"
         logger.warning(
-            f"--sam-start-epoch {config.gate.start_epoch} is beyond --max-epoch {max_epoch}: "
-            "no update of this run will be perturbed"
+            f"--sam-start-fraction {share:g} of --max-epoch {max_epoch} is less than one epoch: "
+            f"the run is perturbed from {start}"
         )
 
 

@@ -71,12 +71,14 @@ def describe_on(outcomes: List[Outcome]) -> LoggingOutput:
     }
     if all(outcome.clean is not None for outcome in outcomes):
         entries["sam_loss"] = sum(_loss_above(outcome) for outcome in outcomes)
+        entries["sam_compared"] = 1
     realised = [outcome.realised for outcome in outcomes if outcome.realised is not None]
     if realised:
         entries["sam_realised"] = _mean(realised)
     uniform = [outcome.uniform.float() for outcome in outcomes if outcome.uniform is not None]
     if uniform:
         entries["sam_uniform"] = _mean(uniform)
+        entries["sam_weighed"] = 1
     cosines = [outcome.cosine for outcome in outcomes if outcome.cosine is not None]
     if cosines:
         entries["sam_cosine"] = _mean(cosines)
@@ -155,14 +157,16 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
         return
     perturbed = _total(logging_outputs, "sam_on")
     if perturbed:
-        if all("sam_loss" in output for output in logging_outputs):
+        # By number, for fairseq may have added up the outputs of a worker.
+        if _total(logging_outputs, "sam_compared") == batches:
             size = _total(logging_outputs, "sample_size") or 1
             metrics.log_scalar(
                 "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
             )
         for number, (key, name) in enumerate(AVERAGED.items()):
             if any(key in output for output in logging_outputs):
-                mean = _total(logging_outputs, key) / perturbed
+                of = "sam_weighed" if key == "sam_uniform" else "sam_on"
+                mean = _total(logging_outputs, key) / _total(logging_outputs, of)
                 metrics.log_scalar(name, mean, perturbed, priority=32 + number, round=DIGITS)
     metrics.log_scalar("perturbation_on", perturbed / batches, batches, priority=39, round=2)
 

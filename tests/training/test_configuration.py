@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from fairseq_sam.training.configuration import Gate
-from fairseq_sam.training.flags import _gate_from
+from fairseq_sam.perturbation import method_settings
+from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
+from fairseq_sam.training.flags import _gate_from, warn_of_no_effect
 
 
 def gate(**given: Any) -> Gate:
@@ -62,6 +63,36 @@ def test_of_two_limits_the_one_that_ends_the_run_counts():
 def test_what_cannot_be_together(given: Any, told: str):
     with pytest.raises(ValueError, match=told):
         gate(**given)
+
+
+NEVER = "no update of this run will be perturbed"
+
+
+@pytest.mark.parametrize(
+    ("given", "run", "told"),
+    [
+        ({"sam_start_update": 1000}, {"max_update": 1000}, NEVER),
+        ({"sam_start_update": 999}, {"max_update": 1000}, None),
+        ({"sam_start_fraction": 1.0}, {"max_update": 1000}, NEVER),
+        ({"sam_start_fraction": 1.0}, {"max_update": 1000, "max_epoch": 3}, NEVER),
+        ({"sam_start_fraction": 0.9}, {"max_update": 1000, "max_epoch": 3}, None),
+        ({"sam_start_epoch": 4}, {"max_epoch": 3}, NEVER),
+        ({"sam_start_epoch": 3}, {"max_epoch": 3}, None),
+        ({"sam_start_fraction": 0.3}, {"max_epoch": 3}, "is perturbed from its first update on"),
+        (
+            {"sam_start_fraction": 0.5},
+            {"max_epoch": 1, "max_update": 1000},
+            "less than one epoch: the run is perturbed from update 500 on, if it comes that far",
+        ),
+        ({"sam_start_fraction": 0.0}, {"max_epoch": 3}, None),
+    ],
+)
+def test_a_start_that_is_another_than_one_may_think_is_told(caplog, given, run, told):
+    config = SharpnessAwareConfig("sam", method_settings("sam"), gate(**given, **run))
+    warn_of_no_effect(config, Namespace(**{"sam_start_fraction": None, **given, **run}))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (told is not None)
+    assert all(str(told) in message for message in messages)
 
 
 def test_the_radius_grows_linearly_from_the_first_perturbed_update():

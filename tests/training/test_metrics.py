@@ -127,3 +127,23 @@ def test_without_a_pass_at_w_the_loss_is_that_of_the_last_pass():
     described = metrics.describe_on([outcome(perturbed=3.0)._replace(clean=None)])
     assert "sam_loss" not in described
     assert described["loss"] == 3.0
+
+
+def added_up(outputs):
+    """As fairseq does where there are several workers."""
+    keys = {key for output in outputs for key in output}
+    return [{key: sum(output.get(key, 0) for output in outputs) for key in keys}]
+
+
+@pytest.mark.parametrize("across", [list, added_up])
+def test_where_some_only_have_a_pass_at_w_there_is_no_sharpness(across):
+    outputs = [described(), metrics.describe_on([outcome()._replace(clean=None)])]
+    assert "sharpness" not in logged(across(outputs))
+    assert "sharpness" in logged(across([described(), described()]))
+
+
+@pytest.mark.parametrize("across", [list, added_up])
+def test_uniform_weights_are_a_share_of_the_batches_that_had_weights(across):
+    weighed = [outcome()._replace(uniform=torch.tensor(uniform)) for uniform in (True, False)]
+    outputs = [metrics.describe_on([each]) for each in (*weighed, outcome(), outcome())]
+    assert logged(across(outputs))["perturbation_uniform"] == 0.5
