@@ -39,8 +39,9 @@ random    a normal vector with the norm of g in each group of T: a control
 ========  ===================================================================================
 
 Whatever it is takes the place of the gradient in all that follows: T, the step, the radius, the
-projection. (Of F-SAM the published code averages g − d; the paper, as here, averages g.) What is
-known of each: docs/methods.md.
+projection. (Of F-SAM the published code averages g − d; the paper, as here, averages g. Both papers
+climb once: with K > 1 the gradients at w + a_k are remembered as those at w are.) What is known of
+each: docs/methods.md.
 
 Quantities per group are kept in *blocks*: one flat tensor for ``filter``, ``layer`` and ``model``,
 so that the arithmetic on them is a handful of operations however many tensors the model has, and
@@ -276,14 +277,20 @@ class Direction:
         smoothing: θ.
         friendly: σ, how much of d a friendly direction leaves out.
         granularity: of the groups whose norms a random direction has.
+        draws: its random numbers.
     """
 
     def __init__(
-        self, name: str, smoothing: Optional[float], friendly: float, granularity: Optional[str]
+        self,
+        name: str,
+        smoothing: Optional[float],
+        friendly: float,
+        granularity: Optional[str],
+        draws: foreach.Draws,
     ) -> None:
         self._name, self._friendly = name, friendly
         self._smoothing = DIRECTIONS[name].smoothing if smoothing is None else smoothing
-        self._granularity = granularity or "model"
+        self._granularity, self._draws = granularity or "model", draws
         self._remembered: Dict[int, Tensor] = {}
         self._began: Optional[Tensor] = None
 
@@ -338,9 +345,8 @@ class Direction:
             torch._foreach_add_(chunk, apart)
 
     def _random(self, gradients: Sequence[Tensor]) -> List[Tensor]:
-        """Draws from torch's generator, whose state is put back before the next pass."""
         groups = Groups(gradients, self._granularity)
-        drawn = [torch.randn_like(at_least_float32(gradient)) for gradient in gradients]
+        drawn = self._draws.normal_like(gradients)
         wanted, found = groups.norms(gradients), groups.norms(drawn)
         for i, factor in enumerate(groups.spread([w / f for w, f in zip(wanted, found)])):
             drawn[i].mul_(torch.where(torch.isfinite(factor), factor, torch.zeros_like(factor)))
@@ -388,6 +394,7 @@ def noise_of_tensors(
     dtype: torch.dtype,
     layers: Optional[Tensor] = None,
     is_vector: Optional[Tensor] = None,
+    is_alone: Optional[Tensor] = None,
 ) -> Tensor:
     """Returns the strength ‖g‖/√n at or below which a tensor's gradient is rounding noise.
 
@@ -396,7 +403,9 @@ def noise_of_tensors(
     vector is measured against the matrix of its layer, with a floor of √(2 eps), between noise of
     some eps and signal of about 1. (Against the whole model, all tensors behind a small residual
     gate would pass for noise.) Single entries and rows of a tensor are measured against the
-    tensor, with a floor of 64 eps, at most 2⁻⁷. Measured in docs/results/noise_floor.md.
+    tensor, with a floor of 64 eps, at most 2⁻⁷; and a vector whose matrix has no gradient here, as
+    it is frozen or left out, against the whole gradient, with that floor. Measured in
+    docs/results/noise_floor.md.
 
     Args:
         norms: ‖g‖ of each tensor ``[tensors]``.
@@ -405,18 +414,19 @@ def noise_of_tensors(
         layers: number of the layer that each tensor belongs to; None where that is not known: then
             all are measured against the whole gradient, with the floor of 64 eps.
         is_vector: which tensors have one dimension at most.
+        is_alone: which of these have a matrix in their layer that is not among the tensors.
     """
     eps = torch.finfo(dtype).eps
     floor = min(64.0 * eps, 2.0**-7)
     strengths = norms / sizes.clamp(min=1).sqrt()
-    if layers is None or is_vector is None:
-        whole: Tensor = torch.linalg.vector_norm(norms) / sizes.sum().clamp(min=1).sqrt()
-        return (whole * floor).expand_as(norms)
+    whole: Tensor = torch.linalg.vector_norm(norms) / sizes.sum().clamp(min=1).sqrt() * floor
+    if layers is None or is_vector is None or is_alone is None:
+        return whole.expand_as(norms)
     of_matrices = torch.where(is_vector, torch.zeros_like(strengths), strengths)
     greatest = torch.zeros_like(strengths).scatter_reduce(0, layers, of_matrices, "amax")
     of_vectors = torch.where(is_vector, greatest[layers], torch.zeros_like(strengths))
-    noise: Tensor = torch.maximum(strengths * floor, of_vectors * (2.0 * eps) ** 0.5)
-    return noise
+    of_vectors = torch.where(is_alone, whole, of_vectors * (2.0 * eps) ** 0.5)
+    return torch.maximum(strengths * floor, of_vectors)
 
 
 def step_size(rho: Radius, num_steps: int) -> Radius:

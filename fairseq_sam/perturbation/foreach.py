@@ -3,7 +3,7 @@
 And gradients on their way: out of ``p.grad``, summed over passes, and back.
 """
 
-from typing import Iterator, List, Optional, Sequence
+from typing import Dict, Iterator, List, Optional, Sequence
 
 import torch
 from torch import Tensor
@@ -84,6 +84,51 @@ def norm(tensor: Tensor, order: int = 2, room: Optional[Room] = None) -> Tensor:
         lengths = torch.cat([lengths, last.view(1)])
     length: Tensor = torch.linalg.vector_norm(lengths)
     return length
+
+
+class Generators(Dict[torch.device, torch.Generator]):
+    """Generators of a seed, one a device."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._seed = seed
+
+    def __missing__(self, device: torch.device) -> torch.Generator:
+        """Makes the one of a device."""
+        self[device] = torch.Generator(device).manual_seed(self._seed)
+        return self[device]
+
+
+class Draws:
+    """Random numbers of our own, which follow from torch's state and are others at each draw.
+
+    Torch's generators would give the very numbers that the dropout masks are made of. And where a
+    model draws none, their state is the same in all steps, as the replay puts it back. (So seeding
+    torch as before brings the numbers of before to new objects only.)
+    """
+
+    def __init__(self) -> None:
+        self._drawn, self._repeats = -1, 0
+
+    def generators(self) -> Generators:
+        """Returns what to draw from."""
+        drawn = int(torch.randint(2**62, ()))
+        self._repeats = self._repeats + 1 if drawn == self._drawn else 0
+        self._drawn = drawn
+        return Generators(drawn + self._repeats)
+
+    def normal_like(self, tensors: Sequence[Tensor]) -> List[Tensor]:
+        """Draws N(0, I), one tensor for each, in float32 at least."""
+        generators = self.generators()
+        return [
+            torch.randn(
+                tensor.shape,
+                generator=generators[tensor.device],
+                device=tensor.device,
+                dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32,
+            )
+            for tensor in tensors
+        ]
 
 
 def norms(tensors: Sequence[Tensor], order: int = 2) -> Tensor:

@@ -109,8 +109,10 @@ class Replay:
     @contextlib.contextmanager
     def probing(self) -> Iterator[None]:
         """Context of a pass that is only looked at; it leaves no trace."""
+        if self._began:
+            self._start.restore()
         before = [weight.detach().clone() for weight in self._written]
-        self._random.restore(first=True)
+        self._random.restore(first=not self._began)
         try:
             yield
         finally:

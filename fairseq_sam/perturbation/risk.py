@@ -19,10 +19,11 @@ Example:
 
 import contextlib
 import math
-from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Tuple, cast
+from typing import Any, Callable, ContextManager, Dict, List, Optional, Sequence, Set, Tuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import stateless
 
 from fairseq_sam.perturbation.ascent import SecondMoment
@@ -78,7 +79,7 @@ class SharpnessAwareLoss:
         self.chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
         self.unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
         weights = [self.trained[i] for i in self.chosen]
-        self.weights = PerturbedWeights(weights, settings, _layers(weights, modules))
+        self.weights = PerturbedWeights(weights, settings, *_layers(weights, modules))
         self.called = list(modules)
         self.written: List[Tensor] = []
         self.num_steps = 0
@@ -222,6 +223,7 @@ class SharpnessAwareLoss:
             The outcome. The weights are at w again.
 
         Raises:
+            ValueError: more mini-batches came than ``update_size``, of which only some ascend.
             BackwardPassedBy: the step did not call the pass's ``backward``.
             OutputsBypassed: the functional risk cannot be had, as the loss depends on the weights
                 past the model's outputs.
@@ -231,6 +233,11 @@ class SharpnessAwareLoss:
         starts = all(weight.grad is None for weight in self.trained)
         self._position = 0 if starts else self._position + 1
         num_ascents = self._num_ascents(update_size)
+        if num_ascents is not None and self._position >= update_size:
+            raise ValueError(
+                f"update_size is {update_size}: this is mini-batch {self._position + 1} since the "
+                "gradients were None; an update begins with optimizer.zero_grad(set_to_none=True)"
+            )
         if self.settings.needs_second_moments:
             moments = self._aligned("scale is adam", "second moments", second_moments)
             self.weights.second_moments = [moments[i] for i in self.chosen]
@@ -299,16 +306,24 @@ def _losses(output: ForwardPass) -> Tensor:
     return output.losses
 
 
-def _layers(weights: Sequence[Tensor], modules: Sequence[Any]) -> Optional[List[int]]:
-    """Numbers the layers: weights that one module holds itself are of one; None if unknown."""
+def _layers(
+    weights: Sequence[Tensor], modules: Sequence[Any]
+) -> Tuple[Optional[List[int]], Set[int]]:
+    """Numbers the layers: weights that one module holds itself are of one; None if unknown.
+
+    Second, those that hold a matrix, whether it is among the weights or not.
+    """
     owners: Dict[int, int] = {}
+    with_matrix: Set[int] = set()
     holders = [
         each for module in modules if isinstance(module, nn.Module) for each in module.modules()
     ]
     for number, holder in enumerate(holders, 1):
         for weight in holder.parameters(recurse=False):
             owners.setdefault(id(weight), number)
-    return [owners.get(id(weight), 0) for weight in weights] if owners else None
+            if is_lazy(weight) or weight.dim() > 1:
+                with_matrix.add(owners[id(weight)])
+    return [owners.get(id(weight), 0) for weight in weights] if owners else None, with_matrix
 
 
 class _ValueElsewhere(torch.autograd.Function):

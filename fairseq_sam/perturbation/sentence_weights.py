@@ -7,7 +7,7 @@ displacements of w (w ± h r); they are constants to the gradient.
 
 import functools
 import logging
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, cast
 
 import torch
 from torch import Tensor
@@ -42,26 +42,11 @@ def probe_length(settings: PerturbationSettings, norm: Tensor, dtype: torch.dtyp
     return (norm * reach).clamp(min=least)
 
 
-def random_direction(weights: Sequence[Tensor], length: Radius = 1.0) -> List[Tensor]:
-    """Returns r ~ N(0, I) rescaled to a length ‖r‖₂, one tensor a weight, float32 at least.
-
-    The numbers come from a generator of their own, seeded from torch's: drawn from torch's, they
-    would be the very numbers that the dropout masks are made of.
-    """
-    seed = int(torch.randint(2**62, ()))
-    generators: Dict[torch.device, torch.Generator] = {}
-    direction: List[Tensor] = []
-    for weight in weights:
-        if weight.device not in generators:
-            generators[weight.device] = torch.Generator(weight.device).manual_seed(seed)
-        direction.append(
-            torch.randn(
-                weight.shape,
-                generator=generators[weight.device],
-                device=weight.device,
-                dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32,
-            )
-        )
+def random_direction(
+    weights: Sequence[Tensor], length: Radius = 1.0, draws: Optional[foreach.Draws] = None
+) -> List[Tensor]:
+    """Returns r ~ N(0, I) rescaled to a length ‖r‖₂, one tensor a weight, float32 at least."""
+    direction = (draws or foreach.Draws()).normal_like(weights)
     factor = length / torch.linalg.vector_norm(foreach.norms(direction))
     torch._foreach_mul_(direction, [factor.to(part) for part in direction])
     return direction
@@ -213,7 +198,7 @@ class SentenceProbes:
         """
         norm = torch.linalg.vector_norm(foreach.norms(weights.trained()))
         length = probe_length(self._settings, norm, dtype)
-        displacement = random_direction(weights.trained(), length)
+        displacement = random_direction(weights.trained(), length, weights.draws)
         self.length = length
         try:
             for sign in (1.0, -1.0) if self._settings.weighting == "published" else (1.0,):

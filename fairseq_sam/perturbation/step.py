@@ -219,6 +219,7 @@ class RepeatedStep:
         watch, looks = self._watching_for_writes(), self._outputs.looked_at()
         with watch, self.replay.one_pass(), self._no_sync(), looks:
             self._clean = _detached(self._run(this))
+        self.gradients.forget_loss()
         if any(gradient is not None for gradient in foreach.take_gradients(self._loss.trained)):
             raise OutputsBypassed("the loss depends on trained weights past the model's outputs")
 
@@ -463,6 +464,10 @@ class StepGradients:
             self._note_unweighted([loss])
             self._sentences.apply_weights(self._settings.rho * self._reach)
         self._backward(loss)
+
+    def forget_loss(self) -> None:
+        """Forgets the losses of a pass that no ascent follows: a share is one of the ascent's."""
+        self._ascended = None
 
     def end_pass(
         self, output: ForwardPass, compute_dtype: Optional[torch.dtype]

@@ -6,7 +6,7 @@ one of its two neighbours with probabilities that make the mean exact.
 """
 
 import contextlib
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class PerturbedWeights:
         settings: the method.
         layers: for each weight the number of the layer that it belongs to; only scales that divide
             by the gradient look at it, to tell noise (:func:`~.ascent.noise_of_tensors`).
+        with_matrix: the numbers of those that hold a matrix, be it one of the weights or not.
 
     Attributes:
         perturbed: whether the weights are away from w.
@@ -52,6 +53,7 @@ class PerturbedWeights:
         low_precision: whether there are half-precision weights.
         second_moments: of each weight, or None where there is none yet; empty where there are none
             at all. Only the scale ``adam`` looks at them.
+        draws: the random numbers of a step's own.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class PerturbedWeights:
         weights: Sequence[Tensor],
         settings: PerturbationSettings,
         layers: Optional[Sequence[int]] = None,
+        with_matrix: Collection[int] = (),
     ) -> None:
         self.weights = list(weights)
         self.settings = settings
@@ -69,9 +72,14 @@ class PerturbedWeights:
         self._rho: Radius = 0.0
         self.low_precision = any(weight.dtype in LOW_PRECISION for weight in self.weights)
         self.second_moments: Sequence[Optional[SecondMoment]] = ()
-        self._layers = layers
+        self.draws = foreach.Draws()
+        self._layers, self._with_matrix = layers, with_matrix
         self._direction = Direction(
-            settings.direction, settings.smoothing, settings.friendly, settings.granularity
+            settings.direction,
+            settings.smoothing,
+            settings.friendly,
+            settings.granularity,
+            self.draws,
         )
         self._snapshot: Dict[int, Tensor] = {}
         self._noted: List[int] = []
@@ -80,6 +88,7 @@ class PerturbedWeights:
         self._groups: Optional[Groups] = None
         self._layer_numbers: Optional[Tensor] = None
         self._are_vectors: Optional[Tensor] = None
+        self._are_alone: Optional[Tensor] = None
         self._scale: Blocks = []
         self._exact: List[Tensor] = []
         self._steps_taken = 0
@@ -390,10 +399,15 @@ class PerturbedWeights:
             order = {number: i for i, number in enumerate(sorted(set(found)))}
             numbers = [order[number] for number in found]
             vectors = [self.weights[i].dim() < 2 for i in self._moving]
+            here = {number for number, is_vector in zip(found, vectors) if not is_vector}
+            lacking = set(self._with_matrix) - here
+            alone = [v and number in lacking for number, v in zip(found, vectors)]
             self._layer_numbers = torch.tensor(numbers, device=norms.device)
             self._are_vectors = torch.tensor(vectors, device=norms.device)
+            self._are_alone = torch.tensor(alone, device=norms.device)
         sizes = self._groups.tensor_sizes(norms)
-        return ascent.noise_of_tensors(norms, sizes, dtype, self._layer_numbers, self._are_vectors)
+        about = (self._layer_numbers, self._are_vectors, self._are_alone)
+        return ascent.noise_of_tensors(norms, sizes, dtype, *about)
 
     def _radius_of(
         self,
@@ -480,9 +494,11 @@ class PerturbedWeights:
     def _add(self, perturbation: List[Tensor]) -> None:
         """Adds to weights of which some are in half precision, and measures what they took."""
         share, asked = [], []
+        generators = self.draws.generators()
         for i, part in zip(self._moving, perturbation):
             if self.weights[i].dtype in LOW_PRECISION:
-                products = add_perturbation_(self.weights[i], part)
+                generator = generators[self.weights[i].device]
+                products = add_perturbation_(self.weights[i], part, generator)
                 share.append(products[0])
                 asked.append(products[1])
             else:
@@ -495,15 +511,18 @@ class PerturbedWeights:
             )
 
 
-def stochastic_round(values: Tensor, dtype: torch.dtype) -> Tensor:
+def stochastic_round(
+    values: Tensor, dtype: torch.dtype, generator: Optional[torch.Generator] = None
+) -> Tensor:
     """Rounds float32 values to a half-precision format at random, unbiased.
 
     Each value lands on one of its two neighbours in the target format, on the upper one with the
-    probability of its relative distance from the lower. The numbers come from torch's generator.
+    probability of its relative distance from the lower.
 
     Args:
         values: float32.
         dtype: ``torch.float16`` or ``torch.bfloat16``.
+        generator: of the random numbers (default: torch's).
 
     Returns:
         A tensor of ``dtype``; values that the format holds exactly stay as they are.
@@ -515,24 +534,28 @@ def stochastic_round(values: Tensor, dtype: torch.dtype) -> Tensor:
     step = power.clamp_(min=info.tiny).mul_(info.eps)
     steps = values.abs().div_(step)
     lower = steps.floor()
-    upper = torch.rand_like(values) < steps.sub_(lower)
+    drawn = torch.rand(values.shape, generator=generator, device=values.device)
+    upper = drawn < steps.sub_(lower)
     rounded = lower.add_(upper).mul_(step).copysign_(values)
     return torch.where(torch.isfinite(values), rounded, values).to(dtype)
 
 
-def add_perturbation_(weight: Tensor, perturbation: Tensor) -> Tuple[Tensor, Tensor]:
+def add_perturbation_(
+    weight: Tensor, perturbation: Tensor, generator: Optional[torch.Generator] = None
+) -> Tuple[Tensor, Tensor]:
     """Adds a perturbation to a half-precision weight in place with stochastic rounding.
 
     Args:
         weight: fp16 or bf16, changed in place.
         perturbation: float32, same shape.
+        generator: as of :func:`stochastic_round`.
 
     Returns:
         ⟨r, a⟩ and ⟨a, a⟩ as float32 scalars, where a is the perturbation asked for and r the one
         realised: their ratio over all tensors is the realised share.
     """
     before = weight.float()
-    weight.copy_(stochastic_round(before + perturbation, weight.dtype))
+    weight.copy_(stochastic_round(before + perturbation, weight.dtype, generator))
     realised = weight.float().sub_(before)
     return (realised * perturbation).sum(), perturbation.square().sum()
 

@@ -84,8 +84,8 @@ def directions(monkeypatch: pytest.MonkeyPatch) -> List[List[Tensor]]:
     drawn: List[List[Tensor]] = []
     draw = sentence_weights.random_direction
 
-    def recorded(weights: List[Tensor], length: Tensor) -> List[Tensor]:
-        direction = draw(weights, length)
+    def recorded(weights: List[Tensor], length: Tensor, draws: Any) -> List[Tensor]:
+        direction = draw(weights, length, draws)
         drawn.append([part / length for part in direction])
         return direction
 
@@ -446,15 +446,14 @@ def test_accumulated_gradients_survive(num_steps: int, risk: str, weighting: str
     net, x = SmallNet(), batch()
     parameters = list(net.parameters())
     settings = delta_settings(weighting, num_steps=num_steps, risk=risk)
-    sharpness_aware = SharpnessAwareLoss(parameters, settings)
     seed_everything()
-    evaluate(sharpness_aware, net, x)
+    evaluate(SharpnessAwareLoss(parameters, settings), net, x)
     alone = gradients_of(parameters)
     net.zero_grad(set_to_none=True)
     summed_loss(net, batch(seed=5)).backward()
     accumulated = gradients_of(parameters)
     seed_everything()
-    evaluate(sharpness_aware, net, x)
+    evaluate(SharpnessAwareLoss(parameters, settings), net, x)
     expected = [None if a is None else a + g for a, g in zip(accumulated, alone)]
     assert_all_close(gradients_of(parameters), expected, rtol=1e-13)
 

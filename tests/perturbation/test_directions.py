@@ -26,6 +26,7 @@ from tests.perturbation.small_net import (
     values,
     watching,
 )
+from tests.perturbation.test_delta_sam import losses_of, per_sentence
 
 every_norm = pytest.mark.parametrize("norm", ["l2", "linf"])
 remembering = pytest.mark.parametrize("direction", ["smoothed", "friendly"])
@@ -150,6 +151,37 @@ def test_a_random_direction_has_the_norms_of_the_gradient(
     assert lengths["random"] == pytest.approx(
         lengths["gradient"], rel=1e-6 if norm == "l2" else 0.3
     )
+
+
+@pytest.mark.parametrize("method", ["sam", "delta_sam"])
+def test_what_is_drawn_is_another_in_each_step_of_a_model_that_draws_nothing(method: str):
+    net, x, drawn = SmallNet(), batch(), []
+    direction = "random" if method == "sam" else "gradient"
+    loss = SharpnessAwareLoss(
+        list(net.parameters()), method_settings(method, rho=0.1, direction=direction)
+    )
+    state, w = torch.get_rng_state(), net.conv.weight.detach().clone()
+
+    def losses() -> Tensor:  # the probe's place tells the direction
+        drawn.append(net.conv.weight.detach() - w)
+        return losses_of(net, x)
+
+    for _ in range(3):
+        seen: List[List[Tensor]] = []
+        loss.backward(
+            watching(forward_pass(net, x), [net.conv.weight], seen),
+            per_sentence=per_sentence(net, x),
+            probe=losses,
+        )
+        if method == "sam":
+            drawn.append(seen[-1][0] - w)
+    each = drawn if method == "sam" else drawn[::2]  # at w + h r and at w - h r
+    assert len(each) == 3
+    cosines = torch.nn.functional.cosine_similarity(
+        each[0].flatten(), torch.stack([a.flatten() for a in each[1:]])
+    )
+    assert cosines.abs().max() < 0.9
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_random_direction_is_random_and_leaves_the_masks_alone():

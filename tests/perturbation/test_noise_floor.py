@@ -64,14 +64,21 @@ def test_the_second_block_has_gradients_many_times_smaller():
         assert found[name] < 10 * GATE * found[f"0{name[1:]}"]
 
 
-def moved(kind: str, modules: bool, **parts: Any) -> List[str]:
+def moved(
+    kind: str, modules: bool, frozen: str = "", left_out: str = "", **parts: Any
+) -> List[str]:
     """Names of the tensors that are elsewhere in the pass that is trained on."""
     net = network().to(torch.bfloat16 if kind == "weights" else torch.float32)
     names, parameters = zip(*net.named_parameters())
+    for name, parameter in zip(names, parameters):
+        parameter.requires_grad_(not (frozen and name.endswith(frozen)))
+    perturbed = [p for n, p in zip(names, parameters) if not (left_out and n.endswith(left_out))]
     before: List[Tensor] = values(parameters)
     seen: List[List[Tensor]] = []
     settings = method_settings("ga_sam", rho=0.1, **parts)
-    sharpness_aware = SharpnessAwareLoss(parameters, settings, modules=[net] if modules else [])
+    sharpness_aware = SharpnessAwareLoss(
+        parameters, settings, perturbed, modules=[net] if modules else []
+    )
     forward = watching(lambda: ForwardPass(loss_of(net).float(), 48), parameters, seen)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=kind == "autocast"):
         outcome = sharpness_aware.backward(forward)
@@ -92,6 +99,15 @@ def test_what_has_a_gradient_moves_and_what_has_none_does_not(scale: str, kind: 
 def test_what_has_no_gradient_does_not_move_in_finer_groups_either(granularity: str, kind: str):
     with_gradient = [name for name in strengths() if name not in WITHOUT]
     assert moved(kind, modules=True, granularity=granularity) == with_gradient
+
+
+@pytest.mark.parametrize("kind", ["float32", "autocast", "weights"])
+@pytest.mark.parametrize("how", ["frozen", "left_out"])
+def test_a_key_bias_stays_where_its_matrix_does(how: str, kind: str):
+    """Training biases alone, or ``--sam-exclude weight``."""
+    found = moved(kind, modules=True, **{how: "weight"})
+    assert not set(found) & set(WITHOUT)
+    assert {"0.q_proj.bias", "0.v_proj.bias", "0.out.bias", "2.bias"} <= set(found)
 
 
 @pytest.mark.parametrize("kind", ["autocast", "weights"])

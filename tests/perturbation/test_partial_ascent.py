@@ -1,8 +1,9 @@
 """An ascent that sees a part of the batch (``ascent_fraction``)."""
 
 import copy
-from typing import Any, List, Optional
+from typing import Any, Callable, List, Optional
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,53 @@ def test_the_functional_risk_takes_u_of_all_from_a_pass_without_graph(dropout: f
     torch.set_rng_state(state)
     assert float(outcome.clean.loss) == float(cross_entropy(twin(x)).detach())
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "published", "draft"])
+def test_under_the_functional_risk_too_a_share_is_one_of_the_parts_loss(weighting: str):
+    x, found = batch(), []
+    for risk in ("perturbed", "functional"):
+        net = SmallNet()
+        torch.manual_seed(5)
+        settings = method_settings(
+            "sam", share=0.1, risk=risk, weighting=weighting, ascent_fraction=0.5
+        )
+        outcome = SharpnessAwareLoss(list(net.parameters()), settings, modules=[net]).backward(
+            lambda net=net: ForwardPass(cross_entropy(net(x)), len(x)),
+            per_sentence=per_sentence(net, x[::2]),
+            probe=lambda net=net: losses_of(net, x[::2]),
+            part=forward_pass(net, x[::2]),
+        )
+        found.append((float(outcome.rho), float(outcome.norm)))
+    assert found[0] == pytest.approx(found[1], rel=1e-12)
+
+
+class Counting(nn.Module):
+    """A layer that counts its passes, and notes the count and a number of numpy's in each."""
+
+    def __init__(self, note: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.layer, self.note = nn.Linear(5, 3).double(), note
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.note((float(self.count), np.random.rand()))
+        self.count += 1
+        return self.layer(x[:, 0])
+
+
+def test_all_passes_begin_alike_where_the_functional_risk_comes_before_the_probes():
+    seen: List[Any] = []
+    net, x = Counting(lambda each: seen.append(each)), batch()
+    settings = method_settings("delta_sam", risk="functional", ascent_fraction=0.5)
+    SharpnessAwareLoss(list(net.parameters()), settings, modules=[net]).backward(
+        forward_pass(net, x),
+        per_sentence=per_sentence(net, x[::2]),
+        probe=lambda: losses_of(net, x[::2]),
+        part=forward_pass(net, x[::2]),
+    )
+    assert len(seen) == 5
+    assert len(set(seen)) == 1
 
 
 def test_a_loss_past_the_outputs_is_refused_without_a_graph_too():

@@ -89,3 +89,15 @@ def test_a_void_ascent_leaves_all_of_them_unperturbed():
 def test_what_needs_a_pass_at_w_is_refused(parts: Any):
     with pytest.raises(ValueError, match="ascent_share is"):
         method_settings("sam", ascent_share=0.5, **parts)
+
+
+def test_gradients_that_are_zero_and_not_none_are_told():
+    net, x = SmallNet(), batch()
+    loss = SharpnessAwareLoss(list(net.parameters()), method_settings("sam", ascent_share=0.5))
+    for _ in range(2):
+        loss.backward(forward_pass(net, x), update_size=2)
+    for weight in net.parameters():
+        if weight.grad is not None:
+            weight.grad.zero_()
+    with pytest.raises(ValueError, match=r"update_size is 2: .* mini-batch 3 .*set_to_none=True"):
+        loss.backward(forward_pass(net, x), update_size=2)
