@@ -62,14 +62,16 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
-def add_batch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that says how much is computed at a time."""
+def add_batch_arguments(
+    parser: argparse.ArgumentParser, about: str = "memory, not the result"
+) -> None:
+    """Adds the argument that says how much is computed at a time, with what it is ``about``."""
     parser.add_argument(
         "--max-tokens",
         type=count,
         default=4000,
         metavar="N",
-        help="tokens in a mini-batch: memory, not the result (default: %(default)s)",
+        help=f"tokens in a mini-batch: {about} (default: %(default)s)",
     )
 
 

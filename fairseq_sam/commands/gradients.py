@@ -87,7 +87,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--tensors", action="store_true", help="print every tensor with its scales as well"
     )
     add_data_arguments(parser)
-    add_batch_arguments(parser)
+    add_batch_arguments(parser, "larger ones have smaller gradients")
     add_output_arguments(parser)
     parser.set_defaults(run=run, misuse=parser.error)
 

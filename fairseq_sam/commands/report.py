@@ -201,6 +201,7 @@ def _write_figures(directories: Sequence[Path], runs: Sequence[Run], path: Path)
             "name": run.name,
             "method": run.method,
             "radius": run.radius,
+            "radius_is_share": run.is_share,
             "scores": {
                 metric: {
                     "score": _finite(score.value),

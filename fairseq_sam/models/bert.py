@@ -27,6 +27,7 @@ class PositionAndSegmentEmbedding(LearnedPositionalEmbedding):
 
     def __init__(self, positions: LearnedPositionalEmbedding, num_segments: int, eos: int) -> None:
         super().__init__(positions.num_embeddings, positions.embedding_dim, positions.padding_idx)
+        self.weight = positions.weight  # initialised as RoBERTa's
         self.segments = nn.Embedding(num_segments, positions.embedding_dim)
         self.eos = eos
 

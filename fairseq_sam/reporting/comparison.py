@@ -14,6 +14,7 @@ from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.runs import Run, group_runs
 
 LEVEL = 0.05
+_ROUNDING = 1e-9
 VALID_LOSS = "lowest valid loss (bits)"
 """Stands for a metric: every log has it."""
 
@@ -29,6 +30,8 @@ class Difference(NamedTuple):
         p_value: of the two-sided paired t-test.
         corrected: the same, corrected for the number of methods (Holm 1979).
         effect: mean by standard deviation of the differences, None where they are all the same.
+
+    Where all differences are the same, but for rounding, and not 0, only their mean is known.
     """
 
     pairs: int
@@ -48,6 +51,8 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
     (2.0, -0.484, 4.484, 0.0742)
     >>> found.effect
     2.0
+    >>> paired_difference([24.3, 24.1], [24.0, 23.8]).p_value is None
+    True
     """
     from scipy.stats import t
 
@@ -57,8 +62,10 @@ def paired_difference(values: Sequence[float], others: Sequence[float]) -> Diffe
     if count < 2 or not math.isfinite(deviation):
         return Difference(count, mean)
     error = deviation / math.sqrt(count)
-    if error == 0:
-        return Difference(count, mean, mean, mean, float(mean == 0))
+    largest = max(map(abs, [*values, *others]))
+    if deviation <= _ROUNDING * largest:  # equal differences, which a t-test knows nothing about
+        same = abs(mean) <= _ROUNDING * largest
+        return Difference(count, 0.0, 0.0, 0.0, 1.0) if same else Difference(count, mean)
     reach = float(t.ppf(1 - LEVEL / 2, count - 1)) * error
     p_value = float(2 * t.sf(abs(mean) / error, count - 1))
     return Difference(count, mean, mean - reach, mean + reach, p_value, None, mean / deviation)
@@ -132,7 +139,8 @@ def relative_times(runs: Sequence[Run], group_by: Optional[str], against: str) -
             least[epoch] = min(time, least.get(epoch, time))
         if least:
             seconds[name] = sum(least.values())
-    return {name: time / seconds[against] for name, time in seconds.items() if against in seconds}
+    base = seconds.get(against)
+    return {name: time / base for name, time in seconds.items()} if base else {}
 
 
 def comparison_table(
@@ -150,10 +158,11 @@ def comparison_table(
     lines = [f"| {' | '.join(header)} |", f"| --- |{' ---: |' * (len(header) - 1)}"]
     for name in names:
         row = [column.get(name) for column in columns.values()]
-        pairs = max(each.pairs for each in row if each is not None)
+        counts = {each.pairs for each in row if each is not None}
+        pairs = "–".join(str(count) for count in sorted({min(counts), max(counts)}))
         time = f"{times[name]:.2f}" if name in times else "–"
         cells = [_cell(each) if each is not None else "–" for each in row]
-        lines.append(f"| {' | '.join([name, str(pairs), time, *cells])} |")
+        lines.append(f"| {' | '.join([name, pairs, time, *cells])} |")
     return "\n".join([*lines, "", *_NOTES]) + "\n"
 
 

@@ -22,8 +22,10 @@ from fairseq_sam.reporting.scores import (
 )
 from fairseq_sam.reporting.train_log import EpochLog, parse_line, parse_log
 
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3})?"
 _DESCRIBED = re.compile(
-    r"\b(?P<method>\w+): rho (?P<rho>[0-9]+(\.[0-9]+)?(e[-+]?[0-9]{1,3})?) (?P<parts>\(l.*)$"
+    rf"\b(?P<method>\w+): rho (?P<share>for )?(?P<rho>{_NUMBER})"
+    rf"(?:% of the loss(?:, at most {_NUMBER})?)? (?P<parts>\(l.*)$"
 )
 """What the log says of a sharpness-aware optimizer when it is built."""
 
@@ -42,6 +44,7 @@ class Run:
         scores: metric to score.
         radius: of the perturbation, None where there is none.
         method: everything else that the log says of the perturbation; empty where there is none.
+        is_share: whether the radius is a share of the loss.
     """
 
     name: str
@@ -49,10 +52,13 @@ class Run:
     scores: Dict[str, Score]
     radius: Optional[float] = None
     method: str = ""
+    is_share: bool = False
 
     def best_valid_loss(self) -> Optional[float]:
         """Returns the lowest validation loss in bits, None if none was logged."""
-        losses = [e.valid["loss"] for e in self.epochs if "loss" in e.valid]
+        losses = [
+            e.valid.get("lowest_loss", e.valid["loss"]) for e in self.epochs if "loss" in e.valid
+        ]
         finite = [loss for loss in losses if math.isfinite(loss)]
         return min(finite) if finite else None
 
@@ -66,17 +72,11 @@ class Run:
         return mean_of(seconds) if seconds else None
 
     def epoch_seconds(self) -> Dict[int, float]:
-        """Returns the training time of each epoch, without validation.
+        """Returns the training time of each epoch, without validation, in whole seconds.
 
-        By the updates per second, which are logged more precisely than the seconds.
+        (The updates per second, more precise where epochs are short, count validation in.)
         """
-        found, before = {}, 0.0
-        for epoch in self.epochs:
-            updates, rate = epoch.train.get("num_updates", before), epoch.train.get("ups")
-            if rate:
-                found[epoch.epoch] = (updates - before) / rate
-            before = updates
-        return found
+        return {e.epoch: e.train["train_wall"] for e in self.epochs if "train_wall" in e.train}
 
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""
@@ -113,7 +113,10 @@ def read_run(directory: Path, name: str, remark: Remark = ignore) -> Run:
         except OSError as error:
             remark(f"{path}: {error.strerror or error}")
     scores = read_scores(directory, remark)
-    run = Run(printable(name, 200), log.epochs(), scores, log.radius or None, log.method())
+    radius = log.radius or None
+    run = Run(
+        printable(name, 200), log.epochs(), scores, radius, log.method(), bool(radius and log.share)
+    )
     if not run.epochs and not run.scores:
         raise RunError(f"{directory}: neither a log with an epoch nor a score")
     return run
@@ -124,6 +127,7 @@ class _Log:
 
     def __init__(self) -> None:
         self.radius = 0.0
+        self.share = False
         self._described = ""
         self._lines: List[str] = []
 
@@ -132,8 +136,10 @@ class _Log:
         for line in read_lines(path):
             described = _DESCRIBED.search(line)
             if described and math.isfinite(float(described["rho"])):
-                self.radius = float(described["rho"])
-                self._described = described["method"] + described["parts"]
+                self.share = described["share"] is not None
+                self.radius = float(described["rho"]) / (100 if self.share else 1)
+                kind = " share " if self.share else " "
+                self._described = described["method"] + kind + described["parts"]
             elif parse_line(line) is not None:
                 self._lines.append(line)
 

@@ -73,8 +73,9 @@ def radius_curves(runs: Sequence[Run]) -> Dict[str, Dict[float, List[float]]]:
     """Returns the lowest validation losses (bits) of the methods that have runs of several radii.
 
     Returns:
-        By method, called what its runs' names have in common, and by radius, from the smallest; a
-        list has a value for each run, such as each seed.
+        By method, called what its runs' names have in common, and by radius, from the smallest (or
+        by share of the loss, as a method of its own); a list has a value for each run, such as each
+        seed.
     """
     curves = {}
     for members in _methods_of_several_radii(runs):
@@ -240,7 +241,7 @@ def _draw_radii(
     axis.margins(x=0.08)
     axis.autoscale_view()
     tick_values(axis, [radius for losses in curves.values() for radius in losses])
-    axis.set_xlabel("radius")
+    axis.set_xlabel("radius, or share of the loss")
     axis.set_ylabel("lowest validation loss (bits)")
     axis.legend(fontsize="small")
 

@@ -123,7 +123,7 @@ def _mean_column(title: str, digits: int, value: Callable[[Run], Optional[float]
 
 
 def _best_median_column(metric: str, value: Callable[[Run], Optional[float]]) -> _Column:
-    best = min if metric in _LESS_IS_MORE else max
+    best = min if metric_title(metric).endswith("↓") else max
 
     def cell(name: str, runs: Sequence[Run]) -> str:
         known = [v for v in map(value, runs) if v is not None]

@@ -26,7 +26,8 @@ class EpochLog:
     Attributes:
         epoch: counted from 1.
         train: statistic to value over the epoch's updates.
-        valid: the same over the validation set, after the epoch.
+        valid: the same over the validation set, after the epoch; with its ``lowest_loss``, where
+            there were validations within the epoch, too.
     """
 
     epoch: int
@@ -77,8 +78,18 @@ def parse_log(lines: Iterable[str]) -> List[EpochLog]:
         parsed = parse_line(line)
         if parsed is not None:
             epoch, split, values = parsed
-            setattr(epochs.setdefault(epoch, EpochLog(epoch)), split, values)
+            log = epochs.setdefault(epoch, EpochLog(epoch))
+            if split == "valid" and log.valid:
+                _carry_lowest(log.valid, values)
+            setattr(log, split, values)
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def _carry_lowest(earlier: Dict[str, float], values: Dict[str, float]) -> None:
+    """Notes the lowest loss of an epoch's validations; one trained again has no more updates."""
+    if earlier.get("num_updates", 0) < values.get("num_updates", 0):
+        lowest = earlier.get("lowest_loss", earlier["loss"])
+        values["lowest_loss"] = min(lowest, values["loss"])
 
 
 def _parse_record(record: Dict[str, Any]) -> Optional[Tuple[int, str, Dict[str, float]]]:

@@ -161,6 +161,7 @@ def score(args: argparse.Namespace) -> Records:
     criterion = trained_model.build_criterion(trained, wanted)
     samples = mini_batches(trained, args.subset, args.max_tokens)
     if names == ["perplexity"]:
+        criterion.sentence_avg = False  # per token, however it was trained
         loss = DatasetLoss(trained.model, criterion, samples)()
         write_hypotheses([f"{loss}"], args.output)
         return [

@@ -18,7 +18,7 @@ import re
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Dict, List, Sequence
 
 import numpy as np
 import scores
@@ -91,15 +91,14 @@ def run(args: argparse.Namespace) -> Records:
     decoder = get_encoder(args.encoder_json, args.vocab_bpe)
     encoded = read_hypotheses(args.generated.read_text(encoding="utf-8"))
     hypotheses = [decode(line, decoder) for line in encoded]
-    if len(hypotheses) != len(references):
-        raise ScoringError(
-            f"{args.generated} has {len(hypotheses)} summaries, "
-            f"{args.reference} {len(references)} lines"
-        )
+    other = read_lines(args.baseline) if args.baseline else None
+    for path, lines in ((args.generated, hypotheses), (args.baseline, other)):
+        if lines is not None and len(lines) != len(references):
+            raise ScoringError(
+                f"{path} has {len(lines)} summaries, {args.reference} {len(references)} lines"
+            )
     found = rouge_scores(hypotheses, references)
-    baseline: Optional[Dict[str, List[float]]] = None
-    if args.baseline:
-        baseline = rouge_scores(read_lines(args.baseline), references)
+    baseline = None if other is None else rouge_scores(other, references)
     signature = f"F1, stemmed, rouge-score {version('rouge-score')}"
     records: Records = []
     for name, values in found.items():

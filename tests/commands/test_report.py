@@ -12,7 +12,7 @@ import pytest
 from fairseq_sam.commands import main
 from fairseq_sam.experiments.recipes import published as published_figures
 from fairseq_sam.perturbation import method_settings
-from fairseq_sam.reporting.runs import read_run, run_names
+from fairseq_sam.reporting.runs import Run, read_run, run_names
 from fairseq_sam.reporting.runs_plot import (
     radius_curves,
     sharpness_curve,
@@ -47,7 +47,42 @@ def write_run(directory, sharpness=None, shift=0.0, bleu=30.0, described=""):
     return directory
 
 
+def test_the_best_of_a_validation_metric_is_on_its_better_side(tmp_path):
+    for seed, value in enumerate((10, 20, 90), 1):
+        folder = write_run(tmp_path / f"sam/seed{seed}")
+        scores = [{"name": name, "score": value} for name in ("valid Perplexity", "valid Accuracy")]
+        (folder / "scores.json").write_text(json.dumps(scores))
+    runs = [read_run(tmp_path / f"sam/seed{s}", f"sam/seed{s}") for s in (1, 2, 3)]
+    table = markdown_table(runs, group_by="/seed[0-9]", summary="best-median")
+    assert "| 90.00 / 20.00 | 10.00 / 20.00 |" in table  # accuracy, perplexity
+
+
 class TestTrainLog:
+    def test_an_epoch_may_validate_several_times(self):
+        lines = [
+            json_line("valid", 1, loss=4.0, num_updates=5),
+            json_line("valid", 1, loss=5.0, num_updates=10),
+        ]
+        again = [json_line("valid", 1, loss=4.5, num_updates=5), lines[1]]
+        for found, lowest in ((lines, 4.0), ([*lines, *again], 4.5)):
+            (epoch,) = parse_log(found)
+            assert epoch.valid["loss"] == 5.0
+            assert Run("a", [epoch], {}).best_valid_loss() == lowest
+
+    @pytest.mark.parametrize(
+        ("described", "radius", "is_share"),
+        [
+            ("sam: rho 0.05 (l2), scale none", 0.05, False),
+            ("sam: rho for 5% of the loss (l2), scale none", 0.05, True),
+            ("sam: rho for 2.5% of the loss, at most 0.1 (linf), scale none", 0.025, True),
+            ("sam: rho 0 (l2), scale none", None, False),
+        ],
+    )
+    def test_the_radius_is_a_number_or_a_share(self, tmp_path, described, radius, is_share):
+        run = read_run(write_run(tmp_path / "run", described=described), "run")
+        assert (run.radius, run.is_share) == (radius, is_share)
+        assert run.method.startswith("sam") == (radius is not None)
+
     def test_json_and_plain_formats_agree(self):
         plain = [
             "2024-01-01 | INFO | train | epoch 002 | loss 5.1 | sharpness 0.02 | train_wall 7",

@@ -22,11 +22,8 @@ stats = pytest.importorskip("scipy.stats")
 BY_SEED = r"/seed\d+"
 
 
-def run(name, score, *rates, metric="BLEU"):
-    epochs = [
-        EpochLog(number, {"ups": rate, "num_updates": 10.0 * number})
-        for number, rate in enumerate(rates, 1)
-    ]
+def run(name, score, *seconds, metric="BLEU"):
+    epochs = [EpochLog(number, {"train_wall": each}) for number, each in enumerate(seconds, 1)]
     return Run(name, epochs, {metric: Score(score)})
 
 
@@ -60,7 +57,18 @@ class TestPairedDifference:
         found = paired_difference([2.0, 3.0], [2.0, 3.0])
         assert (found.mean, found.low, found.high, found.p_value) == (0, 0, 0, 1)
         assert found.effect is None
-        assert paired_difference([3.0, 4.0], [2.0, 3.0]).p_value == 0
+
+    @pytest.mark.parametrize(
+        ("values", "others", "mean"),
+        [
+            ([24.3, 24.1], [24.0, 23.8], 0.3),
+            ([75.5, 75.7, 76.1], [75.4, 75.6, 76.0], 0.1),
+            ([3.0, 4.0], [2.0, 3.0], 1.0),
+        ],
+    )
+    def test_of_equal_differences_nothing_is_known_but_their_mean(self, values, others, mean):
+        found = paired_difference(values, others)
+        assert found == (len(values), pytest.approx(mean), None, None, None, None, None)
 
     def test_a_run_that_diverged_has_no_interval(self):
         assert paired_difference([2.0, float("inf")], [2.0, 3.0]).low is None
@@ -84,7 +92,7 @@ class TestDifferences:
         # Of the second seed there is no run of sam; the order of the runs does not matter.
         runs = [*runs_of(baseline=[1.0, 5.0, 9.0]), run("sam/seed3", 9.5), run("sam/seed1", 1.5)]
         found = differences(runs, BY_SEED, "baseline", "BLEU")
-        assert found["sam"][:4] == (2, 0.5, 0.5, 0.5)
+        assert found["sam"][:2] == (2, 0.5)
         assert "baseline" not in found
 
     def test_correction_is_for_the_number_of_rows(self):
@@ -102,11 +110,12 @@ class TestDifferences:
         assert comparison_table(runs, BY_SEED, "baseline", ["BLEU"]) == ""
 
     def test_relative_times(self):
-        # The fastest of each epoch: 10/5 + 10/10 s, and 10/2.5 + 10/2.5 s.
-        runs = [run("baseline/seed1", 1, 5.0, 1.0), run("baseline/seed2", 1, 1.0, 10.0)]
-        runs += [run("sam/seed1", 1, 2.5, 2.5), run("sam/seed2", 1)]
+        # The fastest of each epoch: 20 + 10 s, and 40 + 40 s.
+        runs = [run("baseline/seed1", 1, 20.0, 100.0), run("baseline/seed2", 1, 100.0, 10.0)]
+        runs += [run("sam/seed1", 1, 40.0, 40.0), run("sam/seed2", 1)]
         found = relative_times(runs, BY_SEED, "baseline")
         assert found == pytest.approx({"baseline": 1, "sam": 8 / 3})
+        assert relative_times([run("baseline/seed1", 1, 0.0)], BY_SEED, "baseline") == {}
         assert relative_times(runs, BY_SEED, "absent") == {}
 
     def test_table(self):
@@ -115,6 +124,13 @@ class TestDifferences:
         assert lines[0] == "| minus baseline | pairs | time (baseline = 1) | BLEU |"
         assert lines[2].startswith("| sam | 3 | – | +1.10 [+0.85, +1.35] p 0.005* d +11.0 |")
         assert "−0.77 [" in lines[3]
+
+    def test_pairs_of_each_metric_are_told(self):
+        runs = runs_of(baseline=[1.0, 2.0], sam=[2.0, 3.5])
+        runs += [Run(f"{name}/seed3", [EpochLog(1)], {}) for name in ("baseline", "sam")]
+        for each in runs:
+            each.epochs.append(EpochLog(1, {}, {"loss": float(len(each.scores))}))
+        assert "| sam | 2–3 |" in comparison_table(runs, BY_SEED, "baseline", ["BLEU"])
 
     def test_the_lowest_validation_loss_is_there_too(self):
         runs = runs_of(baseline=[1.0, 2.0], sam=[2.0, 3.0])
@@ -139,7 +155,7 @@ class TestCommand:
                     f'[{{"name": "BLEU", "score": {value}}}, {{"name": "chrF2", "score": 1}}]'
                 )
                 (folder / "train.log").write_text(
-                    json_line("train", 1, loss=2, ups=10 - 5 * shift, num_updates=30)
+                    json_line("train", 1, loss=2, train_wall=3 + 3 * shift, ups=9)
                 )
                 found.append(str(folder))
         return found

@@ -103,6 +103,15 @@ def x_numbers(axis):
     return [label.get_text() for place, label in ticks if low <= place <= high]
 
 
+def test_runs_with_a_share_are_not_without_perturbation():
+    runs = [
+        made_run("adam", shift=1.0),
+        *(made_run(f"sam@{x}", x, 1, method="sam share") for x in (0.05, 0.1)),
+        made_run("sam@0.01", 0.01, 1, method="sam"),
+    ]
+    assert runs_plot.radius_curves(runs) == {"sam": {0.05: [4.7], 0.1: [4.7]}}
+
+
 def made_run(name, radius=None, start=None, num_epochs=3, shift=0.0, method="ga_sam"):
     epochs = []
     for epoch in range(1, num_epochs + 1):

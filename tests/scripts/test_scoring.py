@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,3 +123,26 @@ def test_scores_of_chance():
     chance = importlib.import_module("predictions").CHANCE
     found = {name: function(np.array([0, 1, 1, 2, 1])) for name, function in chance.items()}
     assert found == {"accuracy": 0.6, "matthews": 0, "pearson": 0, "spearman": 0}
+
+
+def test_perplexity_is_per_token_whatever_a_model_was_trained_with(monkeypatch, tmp_path):
+    predictions = importlib.import_module("predictions")
+    from fairseq_sam.analysis import dataset_loss
+    from fairseq_sam.evaluation import sentences, trained_model
+
+    criterion = SimpleNamespace(sentence_avg=True)
+    trained = SimpleNamespace(model=None)
+    monkeypatch.setattr(trained_model, "load_trained_model", lambda *_: trained)
+    monkeypatch.setattr(trained_model, "build_criterion", lambda *_: criterion)
+    monkeypatch.setattr(sentences, "mini_batches", lambda *_: [])
+    loss = {False: 2.0, True: 60.0}
+    monkeypatch.setattr(
+        dataset_loss,
+        "DatasetLoss",
+        lambda model, criterion, samples: lambda: loss[criterion.sentence_avg],
+    )
+    args = SimpleNamespace(
+        checkpoint="x", data="y", metrics="perplexity", subset="test", max_tokens=9,
+        output=tmp_path / "scores.json",
+    )  # fmt: skip
+    assert predictions.score(args)[0]["score"] == pytest.approx(np.exp(2.0))
