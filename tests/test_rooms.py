@@ -19,7 +19,6 @@ SHORT = {
     "commands/user_dir.py": "one module a command",
     "experiments/__main__.py": "python -m looks for it",
     "experiments/errors.py": "all modules of the room import it, so that it can be a part of none",
-    "experiments/recipes/classification.py": "what several recipes share, and others do not",
     "reporting/risk_table.py": "one module a table, and the plot beside it needs matplotlib",
     "version.py": "setup.py reads it without importing the package",
 }

@@ -87,8 +87,8 @@ def prepare(args: argparse.Namespace) -> List[str]:
     return checkpoint_names(args.checkpoints)
 
 
-def check_input_arguments(args: argparse.Namespace) -> None:
-    """Refuses data and checkpoints that are not there, the last one too, before any is measured.
+def check_checkpoints(args: argparse.Namespace) -> None:
+    """Refuses checkpoints that are not there, or that would be written to.
 
     Raises:
         CommandError: naming the file.
@@ -99,6 +99,15 @@ def check_input_arguments(args: argparse.Namespace) -> None:
         for path in (args.json, args.plot):
             if path is not None and path.exists() and os.path.samefile(path, checkpoint):
                 raise CommandError(f"{path}: is a checkpoint to read, not a file to write")
+
+
+def check_input_arguments(args: argparse.Namespace) -> None:
+    """Refuses data and checkpoints that are not there, the last one too, before any is measured.
+
+    Raises:
+        CommandError: naming the file.
+    """
+    check_checkpoints(args)
     for part in args.data.split(os.pathsep):
         if not os.path.exists(part):
             raise CommandError(f"{part}: no such file or directory")
@@ -219,6 +228,8 @@ def checkpoint_names(checkpoints: Sequence[str]) -> List[str]:
     ['adam', 'ga_sam']
     >>> checkpoint_names(["runs/adam/last.pt", "runs/adam/best.pt"])
     ['last', 'best']
+    >>> checkpoint_names(["runs/adam.pt", "runs/adam/last.pt"])
+    ['adam', 'adam/last']
     >>> checkpoint_names(["runs/adam/last.pt"])
     ['last']
     """
@@ -227,8 +238,7 @@ def checkpoint_names(checkpoints: Sequence[str]) -> List[str]:
         return [f"{number} {path}" for number, path in enumerate(checkpoints, 1)]
     if len(parts) == 1:
         return [parts[0][-1]]
-    while len({part[0] for part in parts}) == 1:
-        parts = [part[1:] for part in parts]
-    while len({part[-1] for part in parts}) == 1:
-        parts = [part[:-1] for part in parts]
+    for first in (True, False):
+        while len({part[0 if first else -1] for part in parts}) == 1 < min(map(len, parts)):
+            parts = [part[1:] if first else part[:-1] for part in parts]
     return ["/".join(part) for part in parts]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, NamedTuple, Tuple
 
-from fairseq_sam.commands.checkpoint_data import checkpoint_names
+from fairseq_sam.commands.checkpoint_data import check_checkpoints, checkpoint_names
 from fairseq_sam.commands.figures import (
     add_output_arguments,
     check_output_arguments,
@@ -73,6 +73,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints, writes."""
     check_output_arguments(args)
+    check_checkpoints(args)
     import scipy  # noqa: F401
 
     load_fairseq()

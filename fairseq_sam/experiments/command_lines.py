@@ -23,12 +23,14 @@ class Command:
         stdin: the file that it reads, "" for none.
         stdout: the file that it writes, which appears when it is whole; "" for the log.
         log: of a training, the file that its output is added to; "" for others.
+        unless: a shell script leaves the command out where this is there; "" for nothing.
     """
 
     words: Tuple[str, ...]
     stdin: str = ""
     stdout: str = ""
     log: str = ""
+    unless: str = ""
 
     def behind(self, launcher: str) -> Command:
         """Returns the command as an argument of another, such as srun."""
@@ -95,7 +97,8 @@ def shell_line(command: Command, places: Mapping[str, str]) -> str:
     for sign, name in (("<", command.stdin), (">", command.stdout), (">>", command.log)):
         if name:
             line += f" {sign} {shell_word(name, places)}"
-    return f"{line} 2>&1" if command.log else line
+    line = f"{line} 2>&1" if command.log else line
+    return f"[ -e {shell_word(command.unless, places)} ] || {line}" if command.unless else line
 
 
 def shell_word(word: str, places: Mapping[str, str]) -> str:

@@ -15,10 +15,11 @@ from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import shell_lines
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import (
+    JobError,
     MisuseError,
     OtherSettingsError,
 )
-from fairseq_sam.experiments.experiment import ROOT, Experiment
+from fairseq_sam.experiments.experiment import LAUNCHED, ROOT, Experiment
 from fairseq_sam.experiments.jobs import Job, Runner
 from fairseq_sam.experiments.option_types import without
 from fairseq_sam.experiments.options import ARRAY, STAGES, parse
@@ -29,11 +30,16 @@ from fairseq_sam.experiments.processes import (
     visible_gpus,
 )
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
+from fairseq_sam.experiments.stages import (
+    SHARED,
+    job_named,
+    jobs_of,
+    training_job,
+)
 from fairseq_sam.files.reading import read_text
 from fairseq_sam.files.writing import write_text
 
-_WAIT_SECONDS = 2.0
+_WAIT_SECONDS = 1.0
 
 
 def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
@@ -115,7 +121,8 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         if options.job:
             locks.append(stack.enter_context(locked(out / ".done" / f"{options.job}.lock")))
         check_settings(out, x.recipe.recorded(x), tell)
-        kept = without(arguments, "--stage", "--stop-stage", "--launcher")
+        array = ["--launcher"] if options.launcher == ARRAY else []
+        kept = without(arguments, "--stage", "--stop-stage", *array)
         again = f"{program} {shlex.join(kept)}"
         runner = Runner(_slots(options), tell, locks, keep_going=True)
         runner.again = lambda job: f"{again} --job {job.name}"
@@ -168,15 +175,35 @@ def _slots(options: argparse.Namespace) -> List[Optional[str]]:
 def join(x: Experiment) -> None:
     """Takes part in what rank 0 launches."""
     shared = [(SHARED, seed) for seed in x.options.seeds if (x.options.start_epoch or 1) > 1]
-    runner = Runner(_slots(x.options), tell, counted=False)
+    runner, failures = Runner(_slots(x.options), tell, counted=False), []
     for method, seed in [*shared, *x.runs()]:
         job = training_job(x, method, seed)
         tell(f"waiting for rank 0 to begin {job.title}")
-        while not (job.log.parent / "launched").exists() and not job.record.exists():
-            time.sleep(_WAIT_SECONDS)
-        if (job.log.parent / "launched").exists():
-            job.record = job.record.with_name(f"{job.name}.node{x.node}")
+        if not _is_launched(job):
+            continue
+        job.record = job.record.with_name(f"{job.name}.node{x.node}")
+        try:
             runner.run([job])
+        except JobError as error:  # rank 0 goes on with the next
+            failures.append(str(error))
+    if failures:
+        raise JobError("\n  ".join(failures))
+
+
+def _is_launched(job: Job) -> bool:
+    """Waits until rank 0 is at work on a job; false where it is done.
+
+    A file that a killed rank 0 left behind keeps its time.
+    """
+    signal, before = job.log.parent / LAUNCHED, None
+    while not job.record.exists():
+        with contextlib.suppress(OSError):
+            now = signal.stat().st_mtime_ns
+            if before not in (None, now):
+                return True
+            before = now
+        time.sleep(_WAIT_SECONDS)
+    return False
 
 
 # ---- by hand, and by a cluster ------------------------------------------------------------------
@@ -190,10 +217,13 @@ def print_script(x: Experiment, program: str, arguments: Sequence[str]) -> None:
     options = shlex.join(argument for argument in arguments if argument != "--dry-run")
     print(f"# What {program} {options} does, one after the other.")
     print("# Trainings go on from their last checkpoint; `python` has fairseq and all the rest.")
+    print("# Numbers that follow from the data, such as updates, are those of the whole set.")
     print("set -euo pipefail")
     for name, place in places.items():
         print(f"{name}={shlex.quote(place)}")
     print('export PYTHONPATH="$ROOT"')
+    if "OMP_NUM_THREADS" in os.environ:
+        print(f"export OMP_NUM_THREADS={shlex.quote(os.environ['OMP_NUM_THREADS'])}")
     for number in range(x.options.stage, x.options.stop_stage + 1):
         for job in (job for group in jobs_of(x, number) for job in group):
             print(f"\n# stage {number}: {job.title}")

@@ -8,6 +8,7 @@ import os
 import urllib.error
 import urllib.request
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 from typing import Callable
 
@@ -24,8 +25,15 @@ class DownloadError(FairseqSamError):
     """A file that could not be had; the text says where to put it by hand."""
 
 
-def download(wanted: Download, tell: Callable[[str], None]) -> None:
+def download(
+    wanted: Download, tell: Callable[[str], None], stops: Callable[[], bool] = lambda: False
+) -> None:
     """Gets a file unless it is there.
+
+    Args:
+        wanted: the file.
+        tell: is called with a line where it is there.
+        stops: is asked between two pieces; what there is by then is gone on from another time.
 
     Raises:
         DownloadError: its host cannot be reached, or what it gives is damaged or another file.
@@ -35,7 +43,9 @@ def download(wanted: Download, tell: Callable[[str], None]) -> None:
     if file.exists():
         tell(f"{file} is there")
     else:
-        _get_all(wanted, part, by_hand)
+        _get_all(wanted, part, by_hand, stops)
+        if stops():
+            return
         os.replace(part, file)
     if wanted.sha256:
         found = _sha256(file)
@@ -47,19 +57,20 @@ def download(wanted: Download, tell: Callable[[str], None]) -> None:
             )
 
 
-def _get_all(wanted: Download, part: Path, by_hand: str) -> None:
+def _get_all(wanted: Download, part: Path, by_hand: str, stops: Callable[[], bool]) -> None:
     # What a part begins with may be of another file: then all of it is got again.
     for attempt in range(_TRIES):
         goes_on = part.exists()
         try:
-            _get_rest(wanted.url, part)
-        except (OSError, ValueError) as error:
+            _get_rest(wanted.url, part, stops)
+        except (OSError, ValueError, HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) or attempt + 1 == _TRIES:
+                reason = " ".join(str(error).split())
                 raise DownloadError(
-                    f"{wanted.url} could not be downloaded ({error}): {by_hand}"
+                    f"{wanted.url} could not be downloaded ({reason}): {by_hand}"
                 ) from None
             continue
-        if not wanted.file.endswith("gz") or _is_whole(part):
+        if stops() or not wanted.file.endswith("gz") or _is_whole(part):
             return
         part.unlink()
         if not goes_on:
@@ -67,7 +78,7 @@ def _get_all(wanted: Download, part: Path, by_hand: str) -> None:
     raise DownloadError(f"{wanted.url} could not be downloaded: {by_hand}")
 
 
-def _get_rest(url: str, part: Path) -> None:
+def _get_rest(url: str, part: Path, stops: Callable[[], bool]) -> None:
     size = part.stat().st_size if part.exists() else 0
     headers = {"Range": f"bytes={size}-"} if size else {}
     try:
@@ -83,6 +94,8 @@ def _get_rest(url: str, part: Path) -> None:
         begin = stream.tell()
         for piece in iter(lambda: reply.read(_PIECE), b""):
             stream.write(piece)
+            if stops():
+                return
         if expected is not None and stream.tell() - begin != int(expected):
             raise ConnectionError("it broke off")
 

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 # What -m subword_nmt runs does nothing, and its script may not be on the PATH.
 _SUBWORD_NMT = ("-c", "from subword_nmt.subword_nmt import main; main()")
 
+LAUNCHED = "launched"
+"""In a run's folder the file whose time goes on while rank 0 of several machines trains it."""
+
 _LOG = "--no-progress-bar --log-format json --log-interval 100"
 _TORCHRUN = """torchrun --nnodes {nodes} --node-rank {rank} --nproc-per-node {gpus}
     --master-addr {host} --master-port {port} -m fairseq_cli.train"""
@@ -156,13 +159,15 @@ class Experiment:
 
     def _launch(self, folder: str, seed: int, flags: Iterable[str]) -> Iterator[Step]:
         """Trains; where others are to join, a file is there as long as it takes."""
-        signal = Path(folder, "launched")
+        signal = Path(folder, LAUNCHED)
         together = self.options.nodes > 1 and not self.node and not self.dry
         if together:
             signal.touch()
-        yield self._behind(self.training(folder, seed, flags))
-        if together:
-            signal.unlink()
+        try:
+            yield self._behind(self.training(folder, seed, flags))
+        finally:
+            if together:
+                signal.unlink()
 
     def train_shared(self, seed: int) -> Iterator[Step]:
         """Yields the first epochs, which are the same for all methods."""
@@ -181,7 +186,9 @@ class Experiment:
         if start > 1 and (self.dry or not Path(folder, "checkpoints").is_dir()):
             shared = self.shared_path(seed)
             copies = "".join(map(_COPY.format, ["_last", *self._wanted_of_shared(start)]))
-            yield from commands(_BRANCH.replace("{copies}", copies), run=folder, shared=shared)
+            text = _BRANCH.replace("{copies}", copies)
+            for command in commands(text, run=folder, shared=shared):
+                yield replace(command, unless=f"{folder}/checkpoints")
         yield from self._launch(folder, seed, self.method_flags(method, seed))
 
     def _wanted_of_shared(self, start: int) -> Iterable[object]:
@@ -197,6 +204,8 @@ class Experiment:
         flags = words(text, **self.values(**self.recipe.flags(self, seed)))
         if radius:
             flags += ["--sam-rho", radius]
+            if "--delta-sam-probe-radius" in flags:
+                flags += ["--delta-sam-probe-radius", radius]
         # A regulariser begins there because the shared epochs are without it.
         # A method may have a start of its own.
         starts = perturbs(text) and "--sam-start" not in text
@@ -221,10 +230,15 @@ class Experiment:
         there = first in self.options.methods if self.dry else os.path.exists(other)
         baseline = ["--baseline", other] if method != first and there else []
         run = {"run": folder, "baseline": baseline, "seed": seed}
+        freed = f"{folder}/checkpoints.scored"
+        if self.options.free_disk and os.path.lexists(freed):  # killed while it was deleted
+            yield from commands("rm -rf {freed}", freed=freed)
+            return
         for step in self.recipe.scoring(self, {**run, **self.recipe.flags(self, seed)}):
             yield self._behind(step) if isinstance(step, Command) else step
         if self.options.free_disk:
-            yield from commands(self.recipe.free, **self.values(**run))
+            text = "mv {run}/checkpoints {freed}\nrm -rf {freed}"
+            yield from commands(text, **run, freed=freed)
 
     def report(self) -> List[Command]:
         """Returns the commands that tabulate all runs."""

@@ -166,7 +166,7 @@ class Runner:
             if isinstance(step, Command):
                 ending = self._process(step, job, slot)
             else:
-                download(step, self.tell)
+                download(step, self.tell, self._stopping.is_set)
             if self._stopping.is_set():
                 raise JobError(f"{job.name}: stopped")
             if ending.status != 0 or ending.stopped:

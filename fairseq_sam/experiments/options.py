@@ -108,8 +108,8 @@ def _add_what(group: argparse._ArgumentGroup, recipe: Recipe) -> None:
     if not recipe.one_seed:
         add("--methods", default=recipe.default, metavar="LIST",
             help="by comma; METHOD@RHO sets another radius, e.g. baseline,sam,sam@1e-3,ga_sam@5%%")
-        add("--seeds", type=list_of(seed), default=recipe.seeds, metavar="LIST",
-            help="by comma (default: %(default)s)")
+        add("--seeds", type=list_of(seed), metavar="LIST",
+            help=f"by comma (default: {recipe.seeds})")
         add("--small", action="store_true",
             help="a tiny model and few epochs, to try it on a laptop")
     add("--extra", type=flags_text, default="", metavar="'FLAGS'",
@@ -156,6 +156,9 @@ def parse(recipe: Recipe, program: str, arguments: Sequence[str]) -> argparse.Na
     parser = build_parser(recipe, program)
     options = parser.parse_args(joined(arguments, "--extra", "--launcher", "--sam-extra"))
     options.methods = methods_of(recipe, options.methods)
+    options.seeds_given = getattr(options, "seeds", None) is not None
+    if not options.seeds_given:
+        options.seeds = list_of(seed)(recipe.seeds)
     if options.stop_stage < options.stage:
         raise MisuseError(
             f"argument --stop-stage: {options.stop_stage} is not allowed: it must be a whole "

@@ -70,7 +70,6 @@ class Recipe:
         score: the commands that score ``{run}``.
         published: the paper's figures by the name in the report, with their source.
         curves: whether there are validations to plot.
-        free: what --free-disk deletes once a run is scored.
         first: the method that others are compared with.
         one_seed: whether there is one seed only, which names no folder.
         on_cpu: whether it is meant for a CPU.
@@ -102,7 +101,6 @@ class Recipe:
     report: ClassVar[str] = """{python} -m fairseq_sam.commands report {runs} \\
         --relative-to {out}/runs --group-by '/seed[0-9]+' --paper {table} --title {title} \\
         {flags} --output {out}/report.md"""
-    free: ClassVar[str] = "rm -rf {run}/checkpoints"
 
     def aliases(self) -> Dict[str, str]:
         """Returns names in --methods that stand for several methods."""

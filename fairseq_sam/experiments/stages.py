@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 from typing import Callable, Iterable, List, Optional
 
 from fairseq_sam.experiments.command_lines import Step
 from fairseq_sam.experiments.errors import MisuseError
-from fairseq_sam.experiments.experiment import Experiment
+from fairseq_sam.experiments.experiment import LAUNCHED, Experiment
 from fairseq_sam.experiments.jobs import Job
 from fairseq_sam.experiments.log_lines import EpochLines
 
@@ -53,7 +55,17 @@ def training_job(x: Experiment, method: str, seed: int) -> Job:
         return x.train_shared(seed) if shared else x.train(method, seed)
 
     title = f"training {'the shared epochs' if shared else method} with seed {seed}"
-    return _job(x, f"train.{method}{x.seeded('.', seed)}", title, steps, x.train_log(folder))
+    job = _job(x, f"train.{method}{x.seeded('.', seed)}", title, steps, x.train_log(folder))
+    if x.options.nodes > 1 and not x.node:
+        watch, signal = job.watch, Path(folder, LAUNCHED)
+
+        def beat(start: int) -> str:
+            with contextlib.suppress(OSError):
+                os.utime(signal)
+            return watch(start)
+
+        job.watch = beat
+    return job
 
 
 def _shared_jobs(x: Experiment) -> List[Job]:

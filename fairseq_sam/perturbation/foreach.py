@@ -100,22 +100,36 @@ class Generators(Dict[torch.device, torch.Generator]):
 
 
 class Draws:
-    """Random numbers of our own, which follow from torch's state and are others at each draw.
+    """Random numbers of a step's own, which follow from torch's state.
 
     Torch's generators would give the very numbers that the dropout masks are made of. And where a
-    model draws none, their state is the same in all steps, as the replay puts it back. (So seeding
-    torch as before brings the numbers of before to new objects only.)
+    model draws none, their state is the same in all steps, as the replay puts it back: so the steps
+    that began from the same state are counted, those only that went well, and each draws other
+    numbers. (Seeding torch as before brings the numbers of before to new objects only.)
     """
 
     def __init__(self) -> None:
-        self._drawn, self._repeats = -1, 0
+        self._state, self._count = -1, 0
+        self._now: Optional[int] = None
+        self._index = 0
+
+    def begin(self) -> None:
+        """Begins a step."""
+        self._now, self._index = None, 0
+
+    def end(self) -> None:
+        """Ends a step that went well."""
+        if self._now is not None:
+            self._count = self._count + 1 if self._now == self._state else 1
+            self._state = self._now
 
     def generators(self) -> Generators:
         """Returns what to draw from."""
         drawn = int(torch.randint(2**62, ()))
-        self._repeats = self._repeats + 1 if drawn == self._drawn else 0
-        self._drawn = drawn
-        return Generators(drawn + self._repeats)
+        self._now = drawn if self._now is None else self._now
+        count = self._count if self._now == self._state else 0
+        self._index += 1
+        return Generators(drawn + 1000 * count + self._index)
 
     def normal_like(self, tensors: Sequence[Tensor]) -> List[Tensor]:
         """Draws N(0, I), one tensor for each, in float32 at least."""

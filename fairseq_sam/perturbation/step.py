@@ -177,6 +177,7 @@ class RepeatedStep:
         self._compute_dtype = compute_dtype
         self._reach = reach
         self._weights.begin()
+        self._weights.draws.begin()
         self._outputs = None
         if self._settings.risk == "functional":
             assert loss.outputs_of is not None
@@ -333,6 +334,7 @@ class RepeatedStep:
             self.gradients.add_risk()  # of inner passes, where this one had no loss at all
         self._accumulated = None
         weights = self._weights
+        weights.draws.end()
         return Outcome(
             clean=self._clean,
             perturbed=_detached(output),

@@ -163,6 +163,7 @@ class TestErrors:
         assert "has none of the sets" in one_line(tmp_path, checkpoint)
 
     def test_no_dictionary(self, one_line: Any, folder: Path) -> None:
+        (folder / "model.pt").touch()
         assert "has no dict.txt: give its directory with --data" in one_line(
             folder, folder / "model.pt"
         )
@@ -171,6 +172,13 @@ class TestErrors:
         assert "give it with --tokenizer" in one_line(folder, checkpoint)
         absent = folder / "absent.json"
         assert "absent.json: no such file" in one_line(folder, checkpoint, "--tokenizer", absent)
+
+    def test_a_checkpoint_is_not_written_to(
+        self, one_line: Any, checkpoint: Path, folder: Path
+    ) -> None:
+        before = checkpoint.read_bytes()
+        assert "is a checkpoint to read" in one_line(folder, checkpoint, "--json", checkpoint)
+        assert checkpoint.read_bytes() == before
 
     def test_no_checkpoint(self, one_line: Any, checkpoint: Path, folder: Path) -> None:
         absent = checkpoint.with_name("absent.pt")

@@ -406,12 +406,13 @@ class FaultyTraining:
         return list(optimizer_state._inner(carrier_of(self.trainer.optimizer)))
 
     def _forget(self) -> None:
-        """Puts momentum back, and lets directions that remember gradients begin anew."""
+        """Puts momentum back, and lets what remembers gradients or counts draws begin anew."""
         for inner, state in zip(self._inner(), self.optimizer_states):
             inner.state.clear()
             inner.state.update({p: copy.deepcopy(each) for p, each in state.items()})
-        direction = self.trainer.task.sharpness_aware_seam._loss.weights._direction
-        direction._remembered, direction._began = {}, None
+        weights = self.trainer.task.sharpness_aware_seam._loss.weights
+        weights._direction._remembered, weights._direction._began = {}, None
+        weights.draws._state = -1
 
     def _step(self, fault: Optional[Fault] = None) -> Optional[BaseException]:
         self.start.restore()

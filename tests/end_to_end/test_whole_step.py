@@ -241,7 +241,7 @@ def test_gradient(data, monkeypatch, name, task, update_freq):
     monkeypatch.setattr(
         sentence_weights,
         "random_direction",
-        lambda given, length: [part_of[id(weight)] * length for weight in given],
+        lambda given, length, draws: [part_of[id(weight)] * length for weight in given],
     )
 
     with preserve_float64(trainer.model):

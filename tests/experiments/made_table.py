@@ -49,7 +49,6 @@ def training(self, folder, seed, flags):
     return Command(("sh", "-c", script), log=str(self.train_log(folder)))
 
 
-Experiment.training = training
-
 if __name__ == "__main__":
+    Experiment.training = training
     sys.exit(conduct.main(Made(), f"{sys.executable} {__file__}", sys.argv[1:]))

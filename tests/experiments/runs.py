@@ -30,7 +30,13 @@ def printed(capsys, recipe, *arguments):
 def commands(capsys, recipe, *arguments):
     """Returns the commands of a dry run as lists of words."""
     lines = printed(capsys, recipe, *arguments).splitlines()
-    return [words for words in (shlex.split(line, comments=True) for line in lines) if words]
+    found = (without_condition(shlex.split(line, comments=True)) for line in lines)
+    return [words for words in found if words]
+
+
+def without_condition(words):
+    """Leaves out ``[ -e FILE ] ||`` before a command."""
+    return words[5:] if words[:1] == ["["] else words
 
 
 def trainings(found):

@@ -4,11 +4,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from fairseq_sam.experiments import conduct
+from fairseq_sam.experiments.errors import JobError
+from fairseq_sam.experiments.experiment import Experiment
+from fairseq_sam.experiments.jobs import Job, Runner
+from fairseq_sam.experiments.options import parse
+from fairseq_sam.experiments.stages import training_job
+from tests.experiments.made_table import Made, training
 from tests.fairseq_runs import ROOT
 
 TABLE = ROOT / "tests" / "experiments" / "made_table.py"
@@ -219,6 +227,79 @@ class TestClusters:
             assert sorted(line[-1] for line in lines) == ["0", "1"]
         assert len(list(tmp_path.glob("runs/*/*/train.node1.log"))) == 2
         assert not list(tmp_path.glob("**/launched"))
+
+
+class TestMachines:
+    """What rank 0 leaves for the others."""
+
+    @pytest.fixture
+    def job(self, tmp_path):
+        (tmp_path / "run").mkdir()
+        return Job("a", "a", list, tmp_path / "run" / "train.log", tmp_path / "record")
+
+    def test_a_file_of_a_killed_rank_0_is_no_signal(self, job):
+        (job.log.parent / "launched").touch()
+        ending = threading.Timer(3, job.record.touch)
+        ending.start()
+        assert not conduct._is_launched(job)
+
+    def test_a_file_whose_time_goes_on_is(self, job):
+        signal = job.log.parent / "launched"
+        over = threading.Event()
+
+        def beat():
+            while not over.wait(0.2):
+                signal.touch()
+
+        threading.Thread(target=beat).start()
+        try:
+            assert conduct._is_launched(job)
+        finally:
+            over.set()
+
+    def test_a_training_that_fails_leaves_none(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(Experiment, "training", training)
+        options = parse(Made(), "made", ["--out", str(tmp_path), "--nodes", "2", "--gpus", "1"])
+        x = Experiment(Made(), options, print)
+        job = training_job(x, "bad", 1)
+        runner = Runner([None], print, keep_going=True)
+        with pytest.raises(JobError):
+            runner.run([job, training_job(x, "bad", 2)])
+        assert not list(tmp_path.glob("**/launched"))
+
+
+def test_what_was_scored_and_half_deleted_is_not_scored_again(tmp_path):
+    run(tmp_path, "--stop-stage", 4)
+    for folder in tmp_path.glob("runs/*/*"):
+        (folder / "checkpoints").mkdir()
+    scored = tmp_path / "runs" / "sam" / "seed1"
+    (scored / "checkpoints").rename(scored / "checkpoints.scored")
+    (scored / "scores").write_text("1\n")
+    (scored / "starts").unlink()  # what scoring reads
+    run(tmp_path, "--free-disk")
+    assert not list(tmp_path.glob("runs/*/*/checkpoints*"))
+    assert done(tmp_path) == DONE
+
+
+def test_the_script_may_be_run_again(tmp_path):
+    """Of the evidence, with a program in place of python that trains nothing."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(
+        "#!/bin/bash\necho trained\n"
+        'while [ "$1" != --save-dir ]; do shift; done\n'
+        'mkdir -p "$2"; touch "$2/checkpoint_last.pt" "$2/checkpoint_best.pt"\n'
+    )
+    python.chmod(0o755)
+    arguments = ["--task", "mr", "--data", tmp_path, "--seeds", 1, "--methods", "baseline,sam"]
+    arguments += ["--stage", 3, "--stop-stage", 4, "--dry-run", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "fairseq_sam.experiments", "evidence", *map(str, arguments)]
+    script = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    environment = {**ENVIRONMENT, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    for number in (1, 2, 3):
+        subprocess.run(["bash"], input=script.stdout, text=True, check=True, env=environment)
+        log = (tmp_path / "out" / "runs" / "sam" / "seed1" / "train.log").read_text()
+        assert log == "trained\n" * (1 + number)  # the shared epochs', and its own
 
 
 def test_the_script_of_a_dry_run_does_the_same(tmp_path):

@@ -29,6 +29,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if "missing" in self.path:
             self.send_error(404)
             return
+        if "garbage" in self.path:
+            self.wfile.write(b"what is this\r\n\r\n")
+            return
         content = CONTENT[: len(CONTENT) // 2] if "cut" in self.path else CONTENT
         self.send_response(206 if start else 200)
         if start:
@@ -122,3 +125,23 @@ def test_a_file_put_there_by_hand_is_taken_and_checked(tmp_path):
     assert fetch("http://127.0.0.1:9/a", tmp_path / "a.txt", sha256) == [
         f"{tmp_path}/a.txt is there"
     ]
+
+
+def test_a_server_that_speaks_no_http_is_told(server, tmp_path):
+    with pytest.raises(DownloadError, match=r"could not be downloaded \(what is this\): get it"):
+        fetch(f"{server}/garbage", tmp_path / "a.gz")
+
+
+def test_a_download_that_is_stopped_goes_on_another_time(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("fairseq_sam.experiments.downloads._PIECE", 10_000)
+    file, asked = tmp_path / "a.gz", []
+
+    def stops():
+        asked.append(0)
+        return len(asked) > 1
+
+    download(Download(f"{server}/ranges", str(file)), print, stops)
+    assert not file.exists()
+    assert 0 < Path(f"{file}.part").stat().st_size < len(CONTENT)
+    fetch(f"{server}/ranges", file)
+    assert file.read_bytes() == CONTENT

@@ -187,3 +187,49 @@ def test_a_launcher_goes_before_trainings_and_scorings(needed, capsys):
         ["srun", "--gpus", "1", *w] for w in launched if set(heavy) & set(w)
     ]
     assert not any("mkdir" in words or "fairseq_cli.preprocess" in words for words in launched)
+
+
+def test_seeds_that_are_asked_for_are_those(needed, capsys):
+    text = ["textcnn_imdb", "--dataset", "mr", "--data", ".", "--methods", "baseline"]
+    folds = [name[-1] for name in trainings(commands(capsys, *text, "--out", "O"))]
+    assert len(folds) == 10
+    for recipe, more in (
+        (text, ["--seeds", "1,2,3,4"]),
+        (["adversarial_risk", "--data", ".", "--small", "--methods", "adam"], ["--seeds", "1,2,3"]),
+    ):
+        found = trainings(commands(capsys, *recipe, *more, "--out", "O"))
+        assert [name[-1] for name in found] == more[1].split(",")
+
+
+def test_all_folds_are_prepared_for_those_that_are_added_later(needed, capsys):
+    found = commands(
+        capsys, "textcnn_imdb", "--dataset", "mr", "--data", ".", "--seeds", 2, "--out", "O"
+    )
+    folds = {flags(words)["--fold"] for words in found if "--fold" in words}
+    assert folds == {str(fold) for fold in range(1, 11)}
+
+
+@pytest.mark.parametrize("recipe", ["glue", "bart_cnn_dm"])
+def test_delta_sam_to_the_letter_probes_at_its_radius(needed, capsys, recipe):
+    options = ["--methods", "delta_sam_literal,delta_sam_literal@0.3", "--seeds", 1, "--out", "O"]
+    for name, found in trainings(commands(capsys, recipe, *needed(recipe), *options)).items():
+        assert found["--delta-sam-probe-radius"] == found["--sam-rho"], name
+
+
+def test_paths_may_have_blanks_and_braces(needed, capsys, tmp_path):
+    folder = tmp_path / "my {1} runs"
+    found = commands(capsys, "bart_cnn_dm", *needed("bart_cnn_dm"), "--out", folder)
+    dictionaries = [flags(words)["--srcdict"] for words in found if "--srcdict" in words]
+    assert dictionaries[0] == "$OUT/download/dict.txt"
+
+
+def test_flags_of_the_quickstart_may_have_braces(needed, capsys):
+    more = "--sam-exclude 'layers.{1}'"
+    found = commands(capsys, "quickstart", "--out", "O", "--sam-extra", more)
+    assert trainings(found)["runs/ga_sam"]["--sam-exclude"] == "layers.{1}"
+
+
+def test_the_script_says_how_many_threads(needed, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    found = commands(capsys, "evidence", "--data", ".", "--out", "O", "--seeds", 1)
+    assert ["export", "OMP_NUM_THREADS=1"] in found

@@ -96,8 +96,7 @@ class TestSettings:
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
     def test_glue(self, papers, capsys, tmp_path, family):
-        for name in ("flags.txt", *(["merges.txt"] if family == "roberta" else [])):
-            (tmp_path / name).touch()
+        (tmp_path / "flags.txt").write_text(f"--arch {family} --max-positions 512\n")
         title = {"bert": "BERT-base", "roberta": "RoBERTa-large"}[family]
         best = re.search(rf"{title} ρ=(\S+) \(STS-B (\S+)\), η=(\S+) \(RTE (\S+)\)", papers)
         rho, rho_of_sts, eta, eta_of_rte = best.groups()
@@ -117,6 +116,8 @@ class TestSettings:
             assert delta_sam["--sam-rho"] == (rho_of_sts if task == "STS-B" else rho)
             assert delta_sam["--delta-sam-eta"] == (eta_of_rte if task == "RTE" else eta)
             assert draft["--delta-sam-beta"] == beta
+            separator = "2" if family == "roberta" else None
+            assert delta_sam.get("--separator-token") == separator
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])
     def test_mirror_bert(self, papers, training, tmp_path, family):

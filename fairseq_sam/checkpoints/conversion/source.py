@@ -39,7 +39,7 @@ def read_source(folder: Path) -> Source:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder}: no such directory")
-    config = _read_json(folder / "config.json")
+    config = read_json_object(folder / "config.json")
     if config.get("model_type") not in MODEL_TYPES:
         raise ConversionError(
             f"{folder / 'config.json'}: model_type is {config.get('model_type')}; "
@@ -48,7 +48,12 @@ def read_source(folder: Path) -> Source:
     return Source(config, _read_weights(folder), _read_vocabulary(folder))
 
 
-def _read_json(path: Path) -> Dict[str, Any]:
+def read_json_object(path: Path) -> Dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Raises:
+        ConversionError: it is missing, damaged, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -131,7 +136,7 @@ def _read_vocabulary(folder: Path) -> List[str]:
         return lines.read_text(encoding="utf-8").rstrip("\n").replace("\r\n", "\n").split("\n")
     if not table.is_file():
         raise ConversionError(f"{folder}: has neither vocab.txt nor vocab.json")
-    indices = _read_json(table)
+    indices = read_json_object(table)
     if sorted(indices.values()) != list(range(len(indices))):
         raise ConversionError(f"{table}: its indices are not 0 to {len(indices) - 1}")
     return sorted(indices, key=lambda piece: indices[piece])

@@ -1,11 +1,10 @@
 """The tokeniser that belongs to an encoder: raw text to the words of its dict.txt."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any, Callable, List
 
-from fairseq_sam.checkpoints.conversion.source import ConversionError
+from fairseq_sam.checkpoints.conversion.source import ConversionError, read_json_object
 
 FILE_NAME = "tokenizer.json"
 
@@ -62,8 +61,4 @@ def _library(wanted_for: Path) -> Any:
 
 def _setting(source: Path, name: str, default: Any) -> Any:
     path = source / "tokenizer_config.json"
-    return (
-        json.loads(path.read_text(encoding="utf-8")).get(name, default)
-        if path.is_file()
-        else default
-    )
+    return read_json_object(path).get(name, default) if path.is_file() else default

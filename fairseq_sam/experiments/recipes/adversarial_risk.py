@@ -99,7 +99,7 @@ rm -f {run}/checkpoints/checkpoint_best.pt
                     f"argument --data: {options.data} is not allowed: neither {name} nor {name}.gz "
                     "is in it"
                 )
-        if options.small and options.seeds == [1, 2, 3]:
+        if options.small and not options.seeds_given:
             options.seeds = [1]
         updates = options.updates
         return {

@@ -161,7 +161,7 @@ delta_sam_literal probes at ρ, as published, delta_sam at a length that floatin
         if options.bart is not None and not x.dry and not os.path.isfile(options.bart):
             raise r.MisuseError(f"argument --bart: {options.bart} is not allowed: no such file")
         bpe = options.gpt2_bpe or f"{x.out}/download"
-        dictionary = f"--srcdict {bpe}/dict.txt --tgtdict {bpe}/dict.txt"
+        dictionary = r.words("--srcdict {bpe}/dict.txt --tgtdict {bpe}/dict.txt", bpe=bpe)
         return {
             "bpe": bpe,
             "pretrain_warmup": options.pretrain_updates // 10,
@@ -169,7 +169,7 @@ delta_sam_literal probes at ρ, as published, delta_sam at a length that floatin
             "update_freq": 1 if small else x.per_worker(BATCHES),
             "pretrained": options.bart or f"{x.out}/pretrain/checkpoints/checkpoint_last.pt",
             # A model that is pretrained here needs no more words than the text has.
-            "dictionary": r.words(dictionary) if options.bart else ["--joined-dictionary"],
+            "dictionary": dictionary if options.bart else ["--joined-dictionary"],
             "device": r.words("--distributed-world-size 1" + ("" if options.gpus else " --cpu")),
             "fp16": ["--fp16"] if options.gpus and not small else [],
             "keep": max(options.average, 1),

@@ -94,10 +94,12 @@ def converted(x: Experiment, model: str) -> Dict[str, Any]:
         raise r.MisuseError(
             f"argument --model: {model} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
+    is_roberta = "roberta" in flags
     return {
-        # Of the two kinds of them, RoBERTa has merges.
-        "family": "roberta" if os.path.exists(f"{folder}/merges.txt") else "bert",
+        "family": "roberta" if is_roberta else "bert",
         "model_flags": flags,
+        # Between two sentences RoBERTa has another end of sentence.
+        "pair_flags": ["--separator-token", "2"] if is_roberta else [],
         "model_file": f"{folder}/model.pt",
         "dictionary": f"{folder}/dict.txt",
         "encode": r.words(

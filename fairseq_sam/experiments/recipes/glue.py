@@ -199,6 +199,7 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
         found = {"updates": task.updates, "warmup": task.warmup}
         if x.options.epochs is not None:
             size, text = task.size, Path(x.out, "prepared", "train.input0")
+            size = min(size, 200) if x.options.small else size
             if text.is_file():
                 with open(text, "rb") as lines:
                     size = sum(1 for _ in lines)
@@ -256,7 +257,8 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
     if os.path.isdir(model or ""):
         if options.arch:
             raise r.MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
-        return classification.converted(x, model)
+        found = classification.converted(x, model)
+        return {**found, "model_flags": [*found["model_flags"], *found["pair_flags"]]}
     classification.check_model(x, model, f"{classification.FOLDER}, or a model.pt")
     bpe = options.gpt2_bpe or f"{x.out}/download"
     arch = choice("--arch", options.arch or "roberta_large", ["roberta_base", "roberta_large"])

@@ -1,6 +1,6 @@
 """An LSTM on the Penn Treebank: GA-SAM, Tables 1 to 3 (Appendix B.2, radii C.2.2 and C.3.2).
 
-GA-SAM: 2 layers of 500, tied embeddings, SGD with a rate of 50 that is halved after each epoch from
+GA-SAM: 2 layers of 500, tied embeddings, SGD with a rate of 50 that is halved once an epoch from
 the 11th on, clipping at 0.25, 20 epochs, K = 1 throughout. Batches of 20 rows of 35 words are those
 of Merity et al.'s baseline; states are not carried from one to the next, as fairseq shuffles them.
 Dropout is not in the paper.
@@ -49,7 +49,7 @@ scripts/ablation.sh."""
 --small --data ~/corpora/ptb --seeds 1"""
     options = """
     --data DIR  a folder with ptb.{train,valid,test}.txt, plain or .gz (default: download)
-    --epochs N  the rate is halved after each from the 11th on
+    --epochs N  the rate is halved from the 11th on, once an epoch
     --width N   size of embeddings and hidden states
     --lr X      the first learning rate
     """

@@ -140,7 +140,8 @@ rm -f {run}/checkpoints/checkpoint_best.pt
         flags = f"--optimizer {options.optimizer} --base-optimizer adam"
         flags += f" --sam-rho {rho}" if rho else ""
         flags += f" --sam-steps {options.steps}" if options.steps else ""
-        self.methods = {**type(self).methods, options.label: f"{flags} {options.sam_extra or ''}"}
+        more = (options.sam_extra or "").replace("{", "{{").replace("}", "}}")
+        self.methods = {**type(self).methods, options.label: f"{flags} {more}"}
         # Checkpoints are shared, so both runs need the criterion that the method needs.
         kind = "per_sentence_" if options.optimizer == "delta_sam" else ""
         return {
@@ -180,7 +181,8 @@ rm -f {run}/checkpoints/checkpoint_best.pt
 
     def reported(self, x: Experiment) -> List[str]:
         # The runs of earlier commands in the same folder too.
-        scored = sorted(path.name[6:] for path in Path(x.out, ".done").glob("score.*[!k]"))
+        records = Path(x.out, ".done").glob("score.*")
+        scored = sorted(path.name[6:] for path in records if path.suffix != ".lock")
         return [x.path(name, 1) for name in dict.fromkeys([*x.options.methods, *scored])]
 
     def closing(self, x: Experiment) -> List[str]:

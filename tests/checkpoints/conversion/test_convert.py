@@ -213,6 +213,10 @@ class TestFiles:
         assert flags[:2] == ["--arch", "bert"]
         assert flags[flags.index("--max-positions") + 1] == "16"
 
+    def test_recipes_know_a_roberta_by_its_arch(self, convert: Convert, tmp_path: Path) -> None:
+        convert(**ROBERTA)
+        assert "roberta" in shlex.split((tmp_path / "out" / "flags.txt").read_text())
+
     def test_same_bytes_again(self, convert: Convert, tmp_path: Path) -> None:
         _, trained = convert()
         again = tmp_path / "again"
@@ -288,6 +292,15 @@ class TestErrors:
         assert "config.json: cannot be read" in one_line()
         (made.folder / "config.json").unlink()
         assert "config.json: no such file" in one_line()
+
+    @pytest.mark.parametrize("content", ["{", "[]"])
+    def test_damaged_settings_of_the_tokenizer(
+        self, made: MadeEncoder, one_line: Any, content: str
+    ) -> None:
+        pytest.importorskip("tokenizers")
+        (made.folder / "tokenizer.json").unlink(missing_ok=True)
+        (made.folder / "tokenizer_config.json").write_text(content)
+        assert "tokenizer_config.json: " in one_line()
 
     def test_damaged_weights(self, made: MadeEncoder, one_line: Any) -> None:
         (made.folder / "pytorch_model.bin").write_bytes(b"nothing")
