@@ -30,6 +30,10 @@ _DESCRIBED = re.compile(
 """What the log says of a sharpness-aware optimizer when it is built."""
 
 
+_SHORT = 10
+"""Seconds below which an epoch's time is too rough in whole ones."""
+
+
 class RunError(FairseqSamError):
     """A directory that holds no run; the text is one line that names it."""
 
@@ -72,11 +76,21 @@ class Run:
         return mean_of(seconds) if seconds else None
 
     def epoch_seconds(self) -> Dict[int, float]:
-        """Returns the training time of each epoch, without validation, in whole seconds.
+        """Returns the training time of each epoch, without validation and saving.
 
-        (The updates per second, more precise where epochs are short, count validation in.)
+        It is logged in whole seconds. Of epochs shorter than ten the updates per second are the
+        better clock, though they count validation and saving in.
         """
-        return {e.epoch: e.train["train_wall"] for e in self.epochs if "train_wall" in e.train}
+        found, before = {}, 0.0
+        for epoch in self.epochs:
+            seconds, rate = epoch.train.get("train_wall"), epoch.train.get("ups")
+            updates = epoch.train.get("num_updates", before)
+            if seconds is not None and seconds < _SHORT and rate:
+                seconds = (updates - before) / rate
+            if seconds is not None:
+                found[epoch.epoch] = seconds
+            before = updates
+        return found
 
     def first_perturbed_epoch(self) -> Optional[int]:
         """Returns the first epoch with the perturbation on, None for a run without one."""

@@ -118,6 +118,14 @@ class TestDifferences:
         assert relative_times([run("baseline/seed1", 1, 0.0)], BY_SEED, "baseline") == {}
         assert relative_times(runs, BY_SEED, "absent") == {}
 
+    def test_short_epochs_are_measured_by_their_updates(self):
+        log = {"num_updates": 10.0, "ups": 4.0}
+        epochs = [
+            EpochLog(1, {"train_wall": 2.0, **log}),
+            EpochLog(2, {"train_wall": 12.0, **log, "num_updates": 20.0}),
+        ]
+        assert Run("a", epochs, {}).epoch_seconds() == {1: 2.5, 2: 12.0}
+
     def test_table(self):
         runs = runs_of(baseline=[1.0, 2.0, 3.0], sam=[2.0, 3.1, 4.2], bad=[0.0, 1.2, 2.5])
         lines = comparison_table(runs, BY_SEED, "baseline", ["BLEU", "absent"]).splitlines()
@@ -155,7 +163,7 @@ class TestCommand:
                     f'[{{"name": "BLEU", "score": {value}}}, {{"name": "chrF2", "score": 1}}]'
                 )
                 (folder / "train.log").write_text(
-                    json_line("train", 1, loss=2, train_wall=3 + 3 * shift, ups=9)
+                    json_line("train", 1, loss=2, train_wall=30 + 30 * shift, ups=9)
                 )
                 found.append(str(folder))
         return found
