@@ -5,6 +5,8 @@ import os
 import pytest
 
 from fairseq_sam.experiments import conduct
+from fairseq_sam.experiments.experiment import Experiment
+from fairseq_sam.experiments.options import parse
 from fairseq_sam.experiments.recipes import NAMES, recipe_of
 from tests.experiments.runs import commands, flags, refused, trainings
 
@@ -233,3 +235,12 @@ def test_the_script_says_how_many_threads(needed, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     found = commands(capsys, "evidence", "--data", ".", "--out", "O", "--seeds", 1)
     assert ["export", "OMP_NUM_THREADS=1"] in found
+
+
+def test_runs_of_one_folder_have_one_precision(needed, tmp_path):
+    found = []
+    for gpus in (0, 1):
+        recipe = recipe_of("glue")
+        options = parse(recipe, "glue", [*needed("glue"), "--gpus", str(gpus), "--dry-run"])
+        found.append(recipe.recorded(Experiment(recipe, options, print))["--fp16"])
+    assert found == [False, True]
