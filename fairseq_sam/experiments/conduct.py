@@ -9,16 +9,12 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import List, Optional, Sequence
+from typing import Callable, Dict, List, Optional, Sequence
 
 from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import shell_lines
 from fairseq_sam.experiments.directory import check_settings, locked
-from fairseq_sam.experiments.errors import (
-    JobError,
-    MisuseError,
-    OtherSettingsError,
-)
+from fairseq_sam.experiments.errors import JobError, MisuseError, OtherSettingsError
 from fairseq_sam.experiments.experiment import LAUNCHED, ROOT, Experiment
 from fairseq_sam.experiments.jobs import Job, Runner
 from fairseq_sam.experiments.option_types import without
@@ -30,16 +26,14 @@ from fairseq_sam.experiments.processes import (
     visible_gpus,
 )
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.experiments.stages import (
-    SHARED,
-    job_named,
-    jobs_of,
-    training_job,
-)
+from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
 from fairseq_sam.files.reading import read_text
 from fairseq_sam.files.writing import write_text
 
 _WAIT_SECONDS = 1.0
+
+ENDED = "ended"
+"""Among the records the file that tells other machines by its time that rank 0 has ended."""
 
 
 def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
@@ -117,6 +111,8 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         return
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
+        if options.nodes > 1:
+            stack.callback((out / ".done" / ENDED).touch)
         locks = [stack.enter_context(locked(out / ".lock", shared=bool(options.job)))]
         if options.job:
             locks.append(stack.enter_context(locked(out / ".done" / f"{options.job}.lock")))
@@ -175,12 +171,15 @@ def _slots(options: argparse.Namespace) -> List[Optional[str]]:
 def join(x: Experiment) -> None:
     """Takes part in what rank 0 launches."""
     shared = [(SHARED, seed) for seed in x.options.seeds if (x.options.start_epoch or 1) > 1]
+    jobs = [training_job(x, *each) for each in (*shared, *x.runs())]
     runner, failures = Runner(_slots(x.options), tell, counted=False), []
-    for method, seed in [*shared, *x.runs()]:
-        job = training_job(x, method, seed)
-        tell(f"waiting for rank 0 to begin {job.title}")
-        if not _is_launched(job):
-            continue
+    ended = _time_of(Path(x.out, ".done", ENDED))
+    while True:
+        tell("waiting for rank 0 to begin a training")
+        job = _launched(jobs, lambda: _time_of(Path(x.out, ".done", ENDED)) != ended)
+        if job is None:
+            break
+        jobs.remove(job)
         job.record = job.record.with_name(f"{job.name}.node{x.node}")
         try:
             runner.run([job])
@@ -190,20 +189,28 @@ def join(x: Experiment) -> None:
         raise JobError("\n  ".join(failures))
 
 
-def _is_launched(job: Job) -> bool:
-    """Waits until rank 0 is at work on a job; false where it is done.
+def _launched(jobs: Sequence[Job], is_over: Callable[[], bool]) -> Optional[Job]:
+    """Waits until rank 0 is at work on one of the jobs; None where it is over, or all are done.
 
-    A file that a killed rank 0 left behind keeps its time.
+    It is at work on what has a file whose time goes on: one that a killed rank 0 left behind keeps
+    its time.
     """
-    signal, before = job.log.parent / LAUNCHED, None
-    while not job.record.exists():
-        with contextlib.suppress(OSError):
-            now = signal.stat().st_mtime_ns
-            if before not in (None, now):
-                return True
-            before = now
+    before: Dict[str, Optional[int]] = {}
+    while not is_over() and not all(job.record.exists() for job in jobs):
+        for job in jobs:
+            now = _time_of(job.log.parent / LAUNCHED)
+            if None not in (now, before.get(job.name)) and now != before[job.name]:
+                return job
+            before[job.name] = now
         time.sleep(_WAIT_SECONDS)
-    return False
+    return None
+
+
+def _time_of(path: Path) -> Optional[int]:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 # ---- by hand, and by a cluster ------------------------------------------------------------------

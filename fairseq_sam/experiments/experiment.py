@@ -217,7 +217,7 @@ class Experiment:
 
     def _behind(self, command: Command) -> Command:
         launcher = self.options.launcher
-        small = command.words[0] in ("mkdir", "rm", "mv", "cp", "cat")
+        small = command.words[0] in ("mkdir", "rm", "mv", "cp", "cat", "touch")
         return command if small or launcher in ("", ARRAY) else command.behind(launcher)
 
     # ---- scores and report ----------------------------------------------------------------------
@@ -230,15 +230,14 @@ class Experiment:
         there = first in self.options.methods if self.dry else os.path.exists(other)
         baseline = ["--baseline", other] if method != first and there else []
         run = {"run": folder, "baseline": baseline, "seed": seed}
-        freed = f"{folder}/checkpoints.scored"
-        if self.options.free_disk and os.path.lexists(freed):  # killed while it was deleted
-            yield from commands("rm -rf {freed}", freed=freed)
+        free = "touch {run}/scored\nrm -rf {run}/checkpoints"
+        if self.options.free_disk and not self.dry and os.path.exists(f"{folder}/scored"):
+            yield from commands(free, **run)  # it was killed while it deleted
             return
         for step in self.recipe.scoring(self, {**run, **self.recipe.flags(self, seed)}):
             yield self._behind(step) if isinstance(step, Command) else step
         if self.options.free_disk:
-            text = "mv {run}/checkpoints {freed}\nrm -rf {freed}"
-            yield from commands(text, **run, freed=freed)
+            yield from commands(free, **run)
 
     def report(self) -> List[Command]:
         """Returns the commands that tabulate all runs."""

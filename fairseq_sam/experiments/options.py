@@ -192,6 +192,11 @@ def methods_of(recipe: Recipe, text: str) -> List[str]:
             choice("--methods", name, list(recipe.methods))
         if at and not perturbs(recipe.methods[name]):
             raise MisuseError(f"argument --methods: {method} is not allowed: {name} has no radius")
+        if radius.endswith("%") and "--delta-sam-probe-radius" in recipe.methods[name]:
+            raise MisuseError(
+                f"argument --methods: {method} is not allowed: {name} probes at its radius, which "
+                "must be a number"
+            )
         try:
             positive(radius[:-1] if radius.endswith("%") else radius or "1")
         except argparse.ArgumentTypeError as error:

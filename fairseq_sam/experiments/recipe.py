@@ -167,7 +167,8 @@ class Recipe:
     def recorded(self, x: Experiment) -> Dict[str, Any]:
         """Returns what runs in one folder must have in common."""
         found = {name: getattr(x.options, name) for name in self.remembered}
-        if "fp16" in x.values():
+        trains = x.options.stage <= 4 if not x.options.job else x.options.job.startswith("train.")
+        if trains and "fp16" in x.values():  # which follows from the GPUs at hand
             found["fp16"] = bool(x.values()["fp16"])
         return {f"--{name.replace('_', '-')}": value for name, value in found.items()}
 

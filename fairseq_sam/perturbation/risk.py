@@ -231,11 +231,11 @@ class SharpnessAwareLoss:
         """
         compute_dtype = compute_dtype or autocast_dtype(self.trained[0].device)
         starts = all(weight.grad is None for weight in self.trained)
-        self._position = 0 if starts else self._position + 1
+        position = 0 if starts else self._position
         num_ascents = self._num_ascents(update_size)
-        if num_ascents is not None and self._position >= update_size:
+        if num_ascents is not None and position >= update_size:
             raise ValueError(
-                f"update_size is {update_size}: this is mini-batch {self._position + 1} since the "
+                f"update_size is {update_size}: this is mini-batch {position + 1} since the "
                 "gradients were None; an update begins with optimizer.zero_grad(set_to_none=True)"
             )
         if self.settings.needs_second_moments:
@@ -246,31 +246,38 @@ class SharpnessAwareLoss:
             self, step, backward, scale_loss, no_sync, compute_dtype, reach, replay
         )
         try:
-            if num_ascents is not None and self._position >= num_ascents:
+            if num_ascents is not None and position >= num_ascents:
                 self.weights.go_back(stay=under_way.replay.is_known)
-                return under_way.train()
-            if not self.settings.needs_pass:
-                if self.num_steps == 0:
-                    under_way.find_writes()
-                under_way.follow_momentum(
-                    self._aligned("direction is momentum", "momentum", momentum)
-                )
-                return under_way.train()
-            if self.settings.risk == "functional" and self.settings.ascent_fraction < 1:
-                under_way.look()
-            if self.settings.needs_sentences:
-                under_way.probe()
-            for _ in range(self.settings.num_steps):
-                under_way.ascend()
-            if num_ascents is not None:
-                self.weights.remember()
-            return under_way.train()
+            else:
+                self._find_perturbation(under_way, momentum)
+                if num_ascents is not None:
+                    self.weights.remember()
+            outcome = under_way.train()
         finally:
             self.weights.restore()
             self.weights.second_moments = ()
             under_way.finish()
-            if num_ascents is not None and self._position == update_size - 1:
-                self.weights.forget()
+        # Not where it failed: it may be tried again.
+        self._position = position + 1
+        if num_ascents is not None and self._position == update_size:
+            self.weights.forget()
+        return outcome
+
+    def _find_perturbation(
+        self, under_way: RepeatedStep, momentum: Optional[Sequence[Optional[Tensor]]]
+    ) -> None:
+        """Runs the passes that move the weights to w + a_K."""
+        if not self.settings.needs_pass:
+            if self.num_steps == 0:
+                under_way.find_writes()
+            under_way.follow_momentum(self._aligned("direction is momentum", "momentum", momentum))
+            return
+        if self.settings.risk == "functional" and self.settings.ascent_fraction < 1:
+            under_way.look()
+        if self.settings.needs_sentences:
+            under_way.probe()
+        for _ in range(self.settings.num_steps):
+            under_way.ascend()
 
     def _num_ascents(self, update_size: int) -> Optional[int]:
         """Returns how many mini-batches of an update have an ascent; None for all of them."""
@@ -321,7 +328,7 @@ def _layers(
     for number, holder in enumerate(holders, 1):
         for weight in holder.parameters(recurse=False):
             owners.setdefault(id(weight), number)
-            if is_lazy(weight) or weight.dim() > 1:
+            if not is_lazy(weight) and weight.dim() > 1:
                 with_matrix.add(owners[id(weight)])
     return [owners.get(id(weight), 0) for weight in weights] if owners else None, with_matrix
 

@@ -15,6 +15,7 @@ from fairseq_sam.reporting.runs import Run, group_runs
 
 LEVEL = 0.05
 _ROUNDING = 1e-9
+_SHORT = 10  # seconds
 VALID_LOSS = "lowest valid loss (bits)"
 """Stands for a metric: every log has it."""
 
@@ -131,11 +132,15 @@ def relative_times(runs: Sequence[Run], group_by: Optional[str], against: str) -
     """Returns the training time of each group of runs, with another group's as 1.
 
     Of each epoch the fastest of a group's runs counts, for whatever else a machine does only adds.
+    Whole seconds are too rough where epochs are short: then another clock counts, for all of them.
     """
+    exact = [run.epoch_seconds() for run in runs]
+    is_short = any(time < _SHORT for times in exact for time in times.values())
+    clock = Run.rough_epoch_seconds if is_short else Run.epoch_seconds
     seconds: Dict[str, float] = {}
     for name, members in group_runs(runs, group_by).items():
         least: Dict[int, float] = {}
-        for epoch, time in (pair for run in members for pair in run.epoch_seconds().items()):
+        for epoch, time in (pair for run in members for pair in clock(run).items()):
             least[epoch] = min(time, least.get(epoch, time))
         if least:
             seconds[name] = sum(least.values())
@@ -169,8 +174,8 @@ def comparison_table(
 _NOTES = (
     "- mean difference [95 % interval]; p: paired t-test, corrected for the number of rows (Holm),"
     " * below 0.05; d: mean by standard deviation of the differences",
-    "- time: of the training, of each epoch the fastest of a row's runs; validation counts in where"
-    " epochs are shorter than 10 s",
+    "- time: of the training, of each epoch the fastest of a row's runs; where one is shorter than"
+    " 10 s, with validation",
 )
 
 

@@ -30,10 +30,6 @@ _DESCRIBED = re.compile(
 """What the log says of a sharpness-aware optimizer when it is built."""
 
 
-_SHORT = 10
-"""Seconds below which an epoch's time is too rough in whole ones."""
-
-
 class RunError(FairseqSamError):
     """A directory that holds no run; the text is one line that names it."""
 
@@ -60,9 +56,8 @@ class Run:
 
     def best_valid_loss(self) -> Optional[float]:
         """Returns the lowest validation loss in bits, None if none was logged."""
-        losses = [
-            e.valid.get("lowest_loss", e.valid["loss"]) for e in self.epochs if "loss" in e.valid
-        ]
+        losses = [loss for e in self.epochs for loss in e.valid_losses.values()]
+        losses += [e.valid["loss"] for e in self.epochs if "loss" in e.valid]
         finite = [loss for loss in losses if math.isfinite(loss)]
         return min(finite) if finite else None
 
@@ -76,19 +71,16 @@ class Run:
         return mean_of(seconds) if seconds else None
 
     def epoch_seconds(self) -> Dict[int, float]:
-        """Returns the training time of each epoch, without validation and saving.
+        """Returns the training time of each epoch, in whole seconds, without validation."""
+        return {e.epoch: e.train["train_wall"] for e in self.epochs if "train_wall" in e.train}
 
-        It is logged in whole seconds. Of epochs shorter than ten the updates per second are the
-        better clock, though they count validation and saving in.
-        """
+    def rough_epoch_seconds(self) -> Dict[int, float]:
+        """Returns the same by the updates per second, which count validation and saving in."""
         found, before = {}, 0.0
         for epoch in self.epochs:
-            seconds, rate = epoch.train.get("train_wall"), epoch.train.get("ups")
-            updates = epoch.train.get("num_updates", before)
-            if seconds is not None and seconds < _SHORT and rate:
-                seconds = (updates - before) / rate
-            if seconds is not None:
-                found[epoch.epoch] = seconds
+            updates, rate = epoch.train.get("num_updates", before), epoch.train.get("ups")
+            if rate:
+                found[epoch.epoch] = (updates - before) / rate
             before = updates
         return found
 

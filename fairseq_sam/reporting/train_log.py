@@ -26,13 +26,14 @@ class EpochLog:
     Attributes:
         epoch: counted from 1.
         train: statistic to value over the epoch's updates.
-        valid: the same over the validation set, after the epoch; with its ``lowest_loss``, where
-            there were validations within the epoch, too.
+        valid: the same over the validation set, after the epoch.
+        valid_losses: number of updates to validation loss; there may be several an epoch.
     """
 
     epoch: int
     train: Dict[str, float] = field(default_factory=dict)
     valid: Dict[str, float] = field(default_factory=dict)
+    valid_losses: Dict[float, float] = field(default_factory=dict)
 
 
 def parse_line(line: str) -> Optional[Tuple[int, str, Dict[str, float]]]:
@@ -79,17 +80,13 @@ def parse_log(lines: Iterable[str]) -> List[EpochLog]:
         if parsed is not None:
             epoch, split, values = parsed
             log = epochs.setdefault(epoch, EpochLog(epoch))
-            if split == "valid" and log.valid:
-                _carry_lowest(log.valid, values)
             setattr(log, split, values)
+            if split == "valid":
+                updates = values.get("num_updates", 0.0)
+                earlier = {u: loss for u, loss in log.valid_losses.items() if u < updates}
+                found = {updates: values["loss"]} if "loss" in values else {}
+                log.valid_losses = {**earlier, **found}
     return [epochs[epoch] for epoch in sorted(epochs)]
-
-
-def _carry_lowest(earlier: Dict[str, float], values: Dict[str, float]) -> None:
-    """Notes the lowest loss of an epoch's validations; one trained again has no more updates."""
-    if earlier.get("num_updates", 0) < values.get("num_updates", 0):
-        lowest = earlier.get("lowest_loss", earlier["loss"])
-        values["lowest_loss"] = min(lowest, values["loss"])
 
 
 def _parse_record(record: Dict[str, Any]) -> Optional[Tuple[int, str, Dict[str, float]]]:

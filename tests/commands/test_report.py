@@ -64,10 +64,20 @@ class TestTrainLog:
             json_line("valid", 1, loss=5.0, num_updates=10),
         ]
         again = [json_line("valid", 1, loss=4.5, num_updates=5), lines[1]]
-        for found, lowest in ((lines, 4.0), ([*lines, *again], 4.5)):
+        later = json_line("valid", 1, loss=5.5, num_updates=10)
+        for found, lowest in ((lines, 4.0), ([*lines, *again], 4.5), ([*lines, later], 4.0)):
             (epoch,) = parse_log(found)
-            assert epoch.valid["loss"] == 5.0
+            assert epoch.valid["loss"] >= 5.0
             assert Run("a", [epoch], {}).best_valid_loss() == lowest
+
+    @pytest.mark.parametrize("first", ["NaN", "null", "inf"])
+    def test_a_validation_without_a_loss_hides_no_other(self, first):
+        lines = [
+            f'| INFO | valid | {{"epoch": 1, "valid_loss": {first}, "valid_num_updates": "5"}}',
+            json_line("valid", 1, loss=2.0, num_updates=10),
+        ]
+        (epoch,) = parse_log(lines)
+        assert Run("a", [epoch], {}).best_valid_loss() == 2.0
 
     @pytest.mark.parametrize(
         ("described", "radius", "is_share"),

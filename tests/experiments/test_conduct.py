@@ -52,6 +52,19 @@ def starts(out):
     return {str(f.parent.relative_to(out / "runs")): f.read_text().splitlines() for f in files}
 
 
+def both_ranks(out, *options):
+    """Starts the table on two machines with a GPU each."""
+    code = f"import sys; sys.argv[0] = '{TABLE}'; import runpy;"
+    code += "from fairseq_sam.experiments import conduct; conduct.visible_gpus = lambda: ['0'];"
+    code += f"runpy.run_path('{TABLE}', run_name='__main__')"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = [sys.executable, "-c", code, "--out", out, "--gpus", 1, "--launcher", "", *options]
+    return [
+        subprocess.Popen(list(map(str, [*command, *rank])), env=ENVIRONMENT, **pipes)
+        for rank in ([], ["--node-rank", 1])
+    ]
+
+
 def wait_until(condition):
     end = time.monotonic() + 60
     while not condition():
@@ -207,20 +220,7 @@ class TestClusters:
         assert {len(lines) for lines in starts(tmp_path).values()} == {1}
 
     def test_other_machines_take_part(self, tmp_path):
-        options = ["--nodes", 2, "--seeds", 1, "--pause", 3, "--gpus", 1, "--launcher", ""]
-        code = f"import sys; sys.argv[0] = '{TABLE}'; import runpy;"
-        code += "from fairseq_sam.experiments import conduct; conduct.visible_gpus = lambda: ['0'];"
-        code += f"runpy.run_path('{TABLE}', run_name='__main__')"
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, "-c", code, "--out", str(tmp_path), *map(str, options), *rank],
-                env=ENVIRONMENT,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in ([], ["--node-rank", "1"])
-        ]
+        ranks = both_ranks(tmp_path, "--nodes", 2, "--seeds", 1, "--pause", 4)
         outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0], outputs
         for lines in starts(tmp_path).values():
@@ -239,9 +239,12 @@ class TestMachines:
 
     def test_a_file_of_a_killed_rank_0_is_no_signal(self, job):
         (job.log.parent / "launched").touch()
-        ending = threading.Timer(3, job.record.touch)
-        ending.start()
-        assert not conduct._is_launched(job)
+        threading.Timer(3, job.record.touch).start()
+        assert conduct._launched([job], lambda: False) is None
+
+    def test_they_end_with_rank_0_whatever_it_did_not_do(self, job):
+        begin = time.monotonic()
+        assert conduct._launched([job], lambda: time.monotonic() > begin + 2) is None
 
     def test_a_file_whose_time_goes_on_is(self, job):
         signal = job.log.parent / "launched"
@@ -252,10 +255,19 @@ class TestMachines:
                 signal.touch()
 
         threading.Thread(target=beat).start()
+        failed = Job("b", "b", list, job.log.parent / "b" / "log", job.record.with_name("other"))
         try:
-            assert conduct._is_launched(job)
+            assert conduct._launched([failed, job], lambda: False) is job
         finally:
             over.set()
+
+    def test_a_training_that_fails_at_once_does_not_hold_them_up(self, tmp_path):
+        options = ["--nodes", 2, "--seeds", 1, "--pause", 4, "--methods", "bad,sam"]
+        ranks = both_ranks(tmp_path, *options)
+        outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+        assert ranks[0].returncode == 1, outputs  # of the one that failed
+        (lines,) = [lines for name, lines in starts(tmp_path).items() if "sam" in name]
+        assert sorted(line[-1] for line in lines) == ["0", "1"], outputs
 
     def test_a_training_that_fails_leaves_none(self, tmp_path, monkeypatch):
         monkeypatch.setattr(Experiment, "training", training)
@@ -268,16 +280,21 @@ class TestMachines:
         assert not list(tmp_path.glob("**/launched"))
 
 
-def test_what_was_scored_and_half_deleted_is_not_scored_again(tmp_path):
+@pytest.mark.parametrize("deleted", ["nothing", "half", "all"])
+def test_what_was_scored_and_deleted_is_not_scored_again(tmp_path, deleted):
+    """Killed after the scores and before the record."""
     run(tmp_path, "--stop-stage", 4)
     for folder in tmp_path.glob("runs/*/*"):
+        (folder / "checkpoints" / "a").mkdir(parents=True)
+    run(tmp_path, "--stop-stage", 5, "--free-disk")
+    assert not list(tmp_path.glob("runs/*/*/checkpoints"))
+    (tmp_path / ".done" / "score.sam.seed1").unlink()
+    folder = tmp_path / "runs" / "sam" / "seed1"
+    (folder / "starts").unlink()  # what scoring reads
+    if deleted != "all":
         (folder / "checkpoints").mkdir()
-    scored = tmp_path / "runs" / "sam" / "seed1"
-    (scored / "checkpoints").rename(scored / "checkpoints.scored")
-    (scored / "scores").write_text("1\n")
-    (scored / "starts").unlink()  # what scoring reads
     run(tmp_path, "--free-disk")
-    assert not list(tmp_path.glob("runs/*/*/checkpoints*"))
+    assert not list(tmp_path.glob("runs/*/*/checkpoints"))
     assert done(tmp_path) == DONE
 
 

@@ -238,9 +238,15 @@ def test_the_script_says_how_many_threads(needed, capsys, monkeypatch):
 
 
 def test_runs_of_one_folder_have_one_precision(needed, tmp_path):
+    """Those that train; a report may be made where there is no GPU."""
     found = []
-    for gpus in (0, 1):
+    for more in (["--gpus", "0"], ["--gpus", "1"], ["--gpus", "0", "--stage", "6"]):
         recipe = recipe_of("glue")
-        options = parse(recipe, "glue", [*needed("glue"), "--gpus", str(gpus), "--dry-run"])
-        found.append(recipe.recorded(Experiment(recipe, options, print))["--fp16"])
-    assert found == [False, True]
+        options = parse(recipe, "glue", [*needed("glue"), *more, "--dry-run"])
+        found.append(recipe.recorded(Experiment(recipe, options, print)).get("--fp16"))
+    assert found == [False, True, None]
+
+
+def test_a_probe_radius_is_no_share(needed, capsys):
+    arguments = [*needed("glue"), "--methods", "delta_sam_literal@5%"]
+    assert "delta_sam_literal@5% is not allowed" in refused(capsys, "glue", *arguments)

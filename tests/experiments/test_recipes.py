@@ -116,7 +116,8 @@ class TestSettings:
             assert delta_sam["--sam-rho"] == (rho_of_sts if task == "STS-B" else rho)
             assert delta_sam["--delta-sam-eta"] == (eta_of_rte if task == "RTE" else eta)
             assert draft["--delta-sam-beta"] == beta
-            separator = "2" if family == "roberta" else None
+            one = task in ("CoLA", "SST-2")  # sentence
+            separator = "2" if family == "roberta" and not one else None
             assert delta_sam.get("--separator-token") == separator
 
     @pytest.mark.parametrize("family", ["bert", "roberta"])

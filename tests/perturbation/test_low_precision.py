@@ -5,7 +5,7 @@ from typing import Any, List
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fairseq_sam.perturbation import (
     ForwardPass,
@@ -237,3 +237,21 @@ def test_half_precision_gradient_is_close_to_that_of_float64(dtype: Any):
             torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
         )
     assert float(torch.cosine_similarity(*found, dim=0)) > 0.99
+
+
+def test_steps_of_a_model_that_draws_nothing_are_rounded_otherwise_each_time():
+    net = nn.Linear(16, 16).to(torch.bfloat16)
+    loss = SharpnessAwareLoss(list(net.parameters()), method_settings("sam", rho=0.05))
+    x, seen = torch.ones(4, 16, dtype=torch.bfloat16), []
+
+    def forward() -> ForwardPass:
+        seen.append(net.weight.detach().clone())
+        return ForwardPass(net(x).square().sum(), 4)
+
+    for _ in range(3):
+        net.zero_grad()
+        loss.backward(forward)
+    at_w, first, _, second, _, third = seen
+    assert not torch.equal(first, at_w)
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)

@@ -91,6 +91,26 @@ def test_what_needs_a_pass_at_w_is_refused(parts: Any):
         method_settings("sam", ascent_share=0.5, **parts)
 
 
+def test_a_mini_batch_that_failed_may_be_tried_again():
+    net, batches = SmallNet(), [batch(seed) for seed in range(2)]
+    loss = SharpnessAwareLoss(list(net.parameters()), method_settings("sam", ascent_share=0.5))
+    expected = update(loss, net, batches, [])[1]
+    whole = gradients_of(net.parameters())
+
+    def fails() -> Any:
+        raise MemoryError
+
+    for weight in net.parameters():
+        weight.grad = None
+    loss.backward(forward_pass(net, batches[0]), update_size=2)
+    with pytest.raises(MemoryError):
+        loss.backward(fails, update_size=2)
+    again = loss.backward(forward_pass(net, batches[1]), update_size=2)
+    assert float(again.norm) == float(expected.norm)
+    assert_all_equal(gradients_of(net.parameters()), whole)
+    assert loss.weights._remembered is None
+
+
 def test_gradients_that_are_zero_and_not_none_are_told():
     net, x = SmallNet(), batch()
     loss = SharpnessAwareLoss(list(net.parameters()), method_settings("sam", ascent_share=0.5))

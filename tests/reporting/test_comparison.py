@@ -118,13 +118,15 @@ class TestDifferences:
         assert relative_times([run("baseline/seed1", 1, 0.0)], BY_SEED, "baseline") == {}
         assert relative_times(runs, BY_SEED, "absent") == {}
 
-    def test_short_epochs_are_measured_by_their_updates(self):
-        log = {"num_updates": 10.0, "ups": 4.0}
-        epochs = [
-            EpochLog(1, {"train_wall": 2.0, **log}),
-            EpochLog(2, {"train_wall": 12.0, **log, "num_updates": 20.0}),
-        ]
-        assert Run("a", epochs, {}).epoch_seconds() == {1: 2.5, 2: 12.0}
+    @pytest.mark.parametrize(("shortest", "expected"), [(10.0, 2.0), (8.0, 1.6)])
+    def test_one_clock_measures_all(self, shortest, expected):
+        """With 4 s of validation, which the updates per second count in."""
+        runs = []
+        for name, seconds in (("baseline/seed1", shortest), ("sam/seed1", 2 * shortest)):
+            log = {"train_wall": seconds, "num_updates": 10.0, "ups": 10 / (seconds + 4)}
+            runs.append(Run(name, [EpochLog(1, log)], {}))
+        found = relative_times(runs, BY_SEED, "baseline")["sam"]
+        assert found == pytest.approx(expected if shortest == 10 else 20 / 12)
 
     def test_table(self):
         runs = runs_of(baseline=[1.0, 2.0, 3.0], sam=[2.0, 3.1, 4.2], bad=[0.0, 1.2, 2.5])

@@ -81,8 +81,8 @@ def check_model(x: Experiment, model: Any, what: str = FOLDER) -> None:
         raise r.MisuseError(f"argument --model: {model} is not allowed: no such file or directory")
 
 
-def converted(x: Experiment, model: str) -> Dict[str, Any]:
-    """Returns the same of a folder that ``fairseq-sam convert`` wrote.
+def converted(x: Experiment, model: str, pairs: bool = False) -> Dict[str, Any]:
+    """Returns what follows from a folder that ``fairseq-sam convert`` wrote: flags, files, family.
 
     Raises:
         MisuseError: it did not write it.
@@ -94,12 +94,12 @@ def converted(x: Experiment, model: str) -> Dict[str, Any]:
         raise r.MisuseError(
             f"argument --model: {model} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
-    is_roberta = "roberta" in flags
+    is_roberta = ["--arch", "roberta"] in (flags[i : i + 2] for i in range(len(flags)))
+    # Between two sentences RoBERTa has another end of sentence.
+    separator = ["--separator-token", "2"] if is_roberta and pairs else []
     return {
         "family": "roberta" if is_roberta else "bert",
-        "model_flags": flags,
-        # Between two sentences RoBERTa has another end of sentence.
-        "pair_flags": ["--separator-token", "2"] if is_roberta else [],
+        "model_flags": [*flags, *separator],
         "model_file": f"{folder}/model.pt",
         "dictionary": f"{folder}/dict.txt",
         "encode": r.words(

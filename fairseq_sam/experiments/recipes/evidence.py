@@ -105,9 +105,8 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
         model = {}
         if task.glue:
             classification.check_model(x, options.model)
-            model = classification.converted(x, options.model)
+            model = classification.converted(x, options.model, pairs=True)
             model["model_flags"] += ["--finetune-from-model", model["model_file"]]
-            model["model_flags"] += model["pair_flags"]
         elif options.model is not None:
             raise r.MisuseError(
                 f"argument --model: {options.model} is not allowed: {options.task} has its own"

@@ -257,8 +257,7 @@ def pretrained(x: Experiment) -> Dict[str, Any]:
     if os.path.isdir(model or ""):
         if options.arch:
             raise r.MisuseError(f"argument --arch: {options.arch}: the folder {model} has its own")
-        found = classification.converted(x, model)
-        return {**found, "model_flags": [*found["model_flags"], *found["pair_flags"]]}
+        return classification.converted(x, model, pairs=TASKS[options.task].pairs)
     classification.check_model(x, model, f"{classification.FOLDER}, or a model.pt")
     bpe = options.gpt2_bpe or f"{x.out}/download"
     arch = choice("--arch", options.arch or "roberta_large", ["roberta_base", "roberta_large"])
