@@ -73,10 +73,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluates, prints, writes."""
     check_output_arguments(args)
-    check_checkpoints(args)
     import scipy  # noqa: F401
 
     load_fairseq()
+    check_checkpoints(args)
     from fairseq_sam.analysis.sts import read_sets
 
     sets, missing = read_sets(args.folder, args.dev)
