@@ -125,7 +125,7 @@ class Draws:
 
     def generators(self) -> Generators:
         """Returns what to draw from."""
-        drawn = int(torch.randint(2**62, ()))
+        drawn = int(torch.randint(2**62, (), device="cpu"))
         self._now = drawn if self._now is None else self._now
         count = self._count if self._now == self._state else 0
         self._index += 1
