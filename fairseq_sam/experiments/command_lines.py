@@ -23,7 +23,7 @@ class Command:
         stdin: the file that it reads, "" for none.
         stdout: the file that it writes, which appears when it is whole; "" for the log.
         log: of a training, the file that its output is added to; "" for others.
-        unless: a shell script leaves the command out where this is there; "" for nothing.
+        unless: the command is left out where this is there; "" for nothing.
     """
 
     words: Tuple[str, ...]

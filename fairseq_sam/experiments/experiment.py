@@ -183,7 +183,7 @@ class Experiment:
         folder, start = self.path(method, seed), self.options.start_epoch or 1
         self._check_checkpoints(folder)
         yield from commands("mkdir -p {folder}", folder=folder)
-        if start > 1 and (self.dry or not Path(folder, "checkpoints").is_dir()):
+        if start > 1:
             shared = self.shared_path(seed)
             copies = "".join(map(_COPY.format, ["_last", *self._wanted_of_shared(start)]))
             text = _BRANCH.replace("{copies}", copies)

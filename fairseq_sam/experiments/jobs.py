@@ -164,6 +164,8 @@ class Runner:
         ending = Ending(0)
         for step in job.steps():
             if isinstance(step, Command):
+                if step.unless and os.path.exists(step.unless):
+                    continue
                 ending = self._process(step, job, slot)
             else:
                 download(step, self.tell, self._stopping.is_set)

@@ -38,6 +38,19 @@ def read_lines(path: Path) -> List[str]:
     return text[:-1].split("\n") if text.endswith("\n") else text.split("\n")
 
 
+def check_lengths(args: argparse.Namespace, what: str, references: List[str], *found: Any) -> None:
+    """Refuses ``found`` texts, those generated and the baseline's (or None), of another length.
+
+    Raises:
+        ScoringError: naming the file.
+    """
+    for path, lines in zip((args.generated, args.baseline), found):
+        if lines is not None and len(lines) != len(references):
+            raise ScoringError(
+                f"{path} has {len(lines)} {what}, {args.reference} {len(references)} lines"
+            )
+
+
 def two_sided_p_value(differences: Sequence[float], observed: float) -> float:
     """Returns the p-value of a difference by those of resamples.
 

@@ -25,7 +25,7 @@ import scores
 from scores import (
     RESAMPLES,
     Records,
-    ScoringError,
+    check_lengths,
     read_hypotheses,
     read_lines,
     two_sided_p_value,
@@ -92,11 +92,7 @@ def run(args: argparse.Namespace) -> Records:
     encoded = read_hypotheses(args.generated.read_text(encoding="utf-8"))
     hypotheses = [decode(line, decoder) for line in encoded]
     other = read_lines(args.baseline) if args.baseline else None
-    for path, lines in ((args.generated, hypotheses), (args.baseline, other)):
-        if lines is not None and len(lines) != len(references):
-            raise ScoringError(
-                f"{path} has {len(lines)} summaries, {args.reference} {len(references)} lines"
-            )
+    check_lengths(args, "summaries", references, hypotheses, other)
     found = rouge_scores(hypotheses, references)
     baseline = None if other is None else rouge_scores(other, references)
     signature = f"F1, stemmed, rouge-score {version('rouge-score')}"

@@ -21,7 +21,7 @@ import scores
 from scores import (
     RESAMPLES,
     Records,
-    ScoringError,
+    check_lengths,
     read_hypotheses,
     read_lines,
     write_hypotheses,
@@ -65,11 +65,7 @@ def run(args: argparse.Namespace) -> Records:
     tokenized = read_hypotheses(args.generated.read_text(encoding="utf-8"))
     hypotheses = [detokenizer.detokenize(line.split()) for line in tokenized]
     baseline = read_lines(args.baseline) if args.baseline else None
-    for path, lines in ((args.generated, hypotheses), (args.baseline, baseline)):
-        if lines is not None and len(lines) != len(references):
-            raise ScoringError(
-                f"{path} has {len(lines)} translations, {args.reference} {len(references)} lines"
-            )
+    check_lengths(args, "translations", references, hypotheses, baseline)
     records = score(hypotheses, references, args.lowercase, baseline)
     write_hypotheses(hypotheses, args.output)
     return records

@@ -68,6 +68,11 @@ _LSTM = f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-
     --share-decoder-input-output-embed --dropout 0.2"""
 _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
+_CLASSES: Dict[str, Any] = {
+    "criterion": "sentence_prediction",
+    "alpha": 1,
+    "metrics": "Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
+}
 _PTB: Dict[str, Any] = {
     "criterion": "cross_entropy",
     "alpha": 1,
@@ -82,11 +87,9 @@ TASKS = {
             --embed-dim 32 --feature-maps 32 --dropout 0.5 --max-positions 64
             --shorten-method truncate --required-batch-size-multiple 1 --batch-size 50 --lr 1e-3
             --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
-        criterion="sentence_prediction",
-        alpha=1,
         epochs=7,
         start_epoch=3,
-        metrics="Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
+        **_CLASSES,
     ),
     "de_en": Task(
         title="Multi30k De-En, a small Transformer",
@@ -136,12 +139,10 @@ TASKS = {
             --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 --lr 1e-4
             --lr-scheduler inverse_sqrt --warmup-updates 60
             --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
-        criterion="sentence_prediction",
-        alpha=1,
         epochs=3,
         start_epoch=2,
-        metrics="Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
         glue="MRPC",
+        **_CLASSES,
     ),
 }
 
