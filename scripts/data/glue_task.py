@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Brings a GLUE task's tsv files into {train,valid,test}.{input0,input1,label or number}.
 
-The validation set is GLUE's dev set (MNLI's matched one). A test set (--test) is there for MRPC
-alone, as Microsoft's msr_paraphrase_test.txt: GLUE's own have no labels. STS-B's scores become
-numbers between 0 and 1, as fairseq's recipe has them. Files are read with quoting off, plain or
-.gz; MRPC also as Microsoft's msr_paraphrase_train.txt.
+The validation set is GLUE's dev set (MNLI's matched one). A test set (--test) is there for MRPC,
+as Microsoft's msr_paraphrase_test.txt, and for STS-B, as sts-test.csv of the benchmark that GLUE
+has it from: GLUE's own have no labels. STS-B's scores become numbers between 0 and 1, as fairseq's
+recipe has them. Files are read with quoting off, plain or .gz; MRPC also as Microsoft's
+msr_paraphrase_train.txt.
 
 Example:
     glue_task.py --data GLUE --task RTE --out text
@@ -40,7 +41,7 @@ class Task(NamedTuple):
         label: the label.
         number: whether the label is a number to predict.
         dev: the validation set's file.
-        test: the test set's file, where there is one with labels.
+        test: the test set's file, where there is one with labels; a .csv has no header.
     """
 
     first: str
@@ -59,15 +60,16 @@ TASKS = {
     "QQP": Task("question1", "question2", "is_duplicate"),
     "RTE": Task("sentence1", "sentence2", "label"),
     "SST-2": Task("sentence", None, "label"),
-    "STS-B": Task("sentence1", "sentence2", "score", number=True),
+    "STS-B": Task("sentence1", "sentence2", "score", number=True, test="sts-test.csv"),
 }
+IN_CSV = {"first": "5", "second": "6", "label": "4"}
 
 Row = Tuple[str, Optional[str], str]
 
 
 def file_of(root: Path, name: str) -> Path:
     """Returns the file of a split, whichever of its names it has."""
-    if name.endswith(".txt"):
+    if name.endswith((".txt", ".csv")):
         return find(root, name)
     other = ["msr_paraphrase_train.txt"] if name == "train" else []
     return find(root, f"{name}.tsv", *other)
@@ -123,11 +125,12 @@ def prepare(args: argparse.Namespace) -> None:
     root = args.data / args.task if (args.data / args.task).is_dir() else args.data
     if args.test and not task.test:
         raise CorpusError(
-            f"--test: GLUE's test set of {args.task} has no labels; MRPC alone has one"
+            f"--test: GLUE's test set of {args.task} has no labels; those of MRPC and STS-B do"
         )
     test = {"test": task.test} if args.test else {}
     for split, name in {"train": "train", "valid": task.dev, **test}.items():
-        rows = list(read(file_of(root, name), task))
+        columns = IN_CSV if name.endswith(".csv") else {}
+        rows = list(read(file_of(root, name), task._replace(**columns)))
         if not rows:
             raise CorpusError(f"{file_of(root, name)}: no examples in it")
         if args.limit:
@@ -142,7 +145,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder a task")
     parser.add_argument("--task", choices=sorted(TASKS), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument("--test", action="store_true", help="the test set, too; of MRPC alone")
+    parser.add_argument("--test", action="store_true", help="the test set, too; of MRPC and STS-B")
     add_limit_argument(parser)
     return run(parser, prepare)
 

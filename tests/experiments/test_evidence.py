@@ -102,6 +102,25 @@ def test_a_pretrained_model_is_fine_tuned_on_its_own_pieces(found):
     assert flags(reading)["--limit"] == "500"
 
 
+def test_a_score_is_a_number_to_predict(found):
+    lines = found("stsb", "baseline,sam")
+    given = trainings(lines)["runs/sam/seed1"]
+    assert (given["--num-classes"], given["--best-checkpoint-metric"]) == ("1", "loss")
+    assert "--regression-target" in given
+    copied = [words[1] for words in lines if words[0] == "cp" and "number" in words[1]]
+    assert [path.rsplit("/", 1)[1] for path in copied] == [
+        *("train.number", "valid.number", "test.number")
+    ]
+
+
+def test_reviews_of_imdb_have_no_folds(found):
+    lines = found("imdb", "baseline")
+    (reading,) = [words for words in lines if words[1:2] and words[1].endswith("labelled_text.py")]
+    assert "--fold" not in reading
+    (training, *_) = [words for words in lines if "fairseq_cli.train" in words]
+    assert training[3] == "$OUT/prepared/bin"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -83,7 +83,7 @@ def test_glue(tmp_path, content, message):
     assert_refused(result, message)
 
 
-def test_mrpc_alone_has_labels_for_its_test_set(tmp_path):
+def test_test_sets_with_labels(tmp_path):
     table = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t1\t2\tA {0} .\tThe {0} .\n"
     for name in ("train.tsv", "dev.tsv", "msr_paraphrase_test.txt"):
         (tmp_path / name).write_text(table.format(name))
@@ -92,3 +92,19 @@ def test_mrpc_alone_has_labels_for_its_test_set(tmp_path):
     assert (tmp_path / "o" / "test.input0").read_text() == "A msr_paraphrase_test.txt .\n"
     assert (tmp_path / "o" / "test.label").read_text() == "1\n"
     assert_refused(prepare(*arguments, "--task", "RTE"), "--test", "RTE has no labels")
+
+
+def test_sts_b_is_tested_on_the_benchmark_that_it_comes_from(tmp_path):
+    table = "index\tsentence1\tsentence2\tscore\n1\tA .\tThe .\t2.5\n"
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / name).write_text(table)
+    # Without a header, and with a quotation mark that opens nothing.
+    row = 'main-news\theadlines\t2016\t0001\t4.000\tOne " here .\tTwo here .\tmore\n'
+    (tmp_path / "sts-test.csv").write_text(row)
+    out = tmp_path / "o"
+    arguments = ("glue_task.py", "--data", tmp_path, "--task", "STS-B", "--out", out)
+    assert prepare(*arguments, "--test").returncode == 0
+    assert (out / "train.number").read_text() == "0.5\n"
+    assert (out / "test.number").read_text() == "0.8\n"
+    assert (out / "test.input0").read_text() == 'One " here .\n'
+    assert (out / "test.input1").read_text() == "Two here .\n"

@@ -36,10 +36,11 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
 --task mrpc --data ~/corpora/glue --model minilm --seeds 1,2,3 --methods baseline,sam"""
     options = f"""
     --task {"|".join(TASKS)}
-    --data DIR       mr: {{pos,neg}}; de_en: {{train,valid,test}}.{{de,en}}; ptb_...:
-                     ptb.{{train,valid,test}}.txt; mrpc: {{train,dev}}.tsv and
-                     msr_paraphrase_test.txt, or MRPC with them; each plain or .gz
-    --model FOLDER   of mrpc: what fairseq-sam convert wrote
+    --data PATH      mr: {{pos,neg}}; imdb: {{train,test}}/{{pos,neg}}, or its .tar.gz; de_en:
+                     {{train,valid,test}}.{{de,en}}; ptb_...: ptb.{{train,valid,test}}.txt;
+                     mrpc: {{train,dev}}.tsv and msr_paraphrase_test.txt, or MRPC with them; stsb:
+                     {{train,dev}}.tsv and sts-test.csv, or STS-B with them; each plain or .gz
+    --model FOLDER   of mrpc and stsb: what fairseq-sam convert wrote
     --train N        examples to train on, of de_en (default: 5000) and ptb_... (4000)
     --epochs N       in all (default: the task's)
     --start-epoch N  first one with the perturbation (default: the task's)
@@ -126,12 +127,12 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
 
     def prepare(self, x: Experiment, folder: str) -> Iterator[r.Step]:
         values = x.values(dir=folder)
-        if x.options.task == "mr":
-            yield from evidence_tasks.reviews(**values)
+        if x.options.task in ("mr", "imdb"):
+            yield from evidence_tasks.reviews(FOLDS if x.options.task == "mr" else (), **values)
         elif x.options.task == "de_en":
             yield from evidence_tasks.pairs(**values)
         elif TASKS[x.options.task].glue:
-            yield from evidence_tasks.paraphrases(**values)
+            yield from evidence_tasks.sentence_pairs(**values)
         else:
             packed = os.path.isfile(f"{values['data']}/ptb.train.txt.gz")
             yield from evidence_tasks.text(packed, **values)

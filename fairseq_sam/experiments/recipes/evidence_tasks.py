@@ -5,9 +5,9 @@ What is fixed here was fixed before the runs: docs/results/protocol.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, Dict, Iterator
+from typing import Any, Dict, Iterator, Sequence
 
 from fairseq_sam.experiments.command_lines import Command, commands
 from fairseq_sam.experiments.recipes.classification import PAIR, binarised
@@ -61,6 +61,17 @@ _LENGTH_PENALTY = """
     --test {run}/nbest.test.txt --test-reference {prepared}/test.raw.en \\
     --output {run}/translations.json
 """
+_CORRELATIONS = """
+{python} {root}/scripts/scoring/predictions.py --checkpoint {run}/checkpoints/checkpoint_best.pt \\
+    --data {bin} --subset test --metrics pearson,spearman --output {run}/scores.json
+"""
+_TEXT_CNN = """--task sentence_prediction --num-classes 2 --arch textcnn --windows '3,4,5'
+    --embed-dim 32 --feature-maps 32 --dropout 0.5 --shorten-method truncate
+    --required-batch-size-multiple 1 --batch-size 50"""
+_MINI_LM = """--task sentence_prediction --init-token 0 --shorten-method truncate
+    --required-batch-size-multiple 1 --batch-size 32 --dropout 0.1 --attention-dropout 0.1
+    --weight-decay 0.01 --lr 1e-4 --lr-scheduler inverse_sqrt --warmup-updates 60"""
+_BY_ACCURACY = "--best-checkpoint-metric accuracy --maximize-best-checkpoint-metric"
 _LANGUAGE_MODEL = """--task language_modeling --tokens-per-sample 35 --sample-break-mode none
     --batch-size 20 --required-batch-size-multiple 1 --clip-norm 0.25"""
 _LSTM = f"""{_LANGUAGE_MODEL} --arch lstm_lm --decoder-layers 1 --decoder-embed-dim 64
@@ -83,10 +94,7 @@ _PTB: Dict[str, Any] = {
 TASKS = {
     "mr": Task(
         title="Movie reviews, TextCNN, folds of MR",
-        flags="""--task sentence_prediction --num-classes 2 --arch textcnn --windows '3,4,5'
-            --embed-dim 32 --feature-maps 32 --dropout 0.5 --max-positions 64
-            --shorten-method truncate --required-batch-size-multiple 1 --batch-size 50 --lr 1e-3
-            --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
+        flags=f"{_TEXT_CNN} --max-positions 64 --lr 1e-3 {_BY_ACCURACY}",
         epochs=7,
         start_epoch=3,
         **_CLASSES,
@@ -134,26 +142,41 @@ TASKS = {
     ),
     "mrpc": Task(
         title="MRPC, MiniLM fine-tuned",
-        flags="""--task sentence_prediction --num-classes 2 --init-token 0
-            --shorten-method truncate --required-batch-size-multiple 1 --batch-size 32
-            --dropout 0.1 --attention-dropout 0.1 --weight-decay 0.01 --lr 1e-4
-            --lr-scheduler inverse_sqrt --warmup-updates 60
-            --best-checkpoint-metric accuracy --maximize-best-checkpoint-metric""",
+        flags=f"{_MINI_LM} --num-classes 2 {_BY_ACCURACY}",
         epochs=3,
         start_epoch=2,
         glue="MRPC",
         **_CLASSES,
     ),
+    "stsb": Task(
+        title="STS-B, MiniLM fine-tuned",
+        flags=f"{_MINI_LM} --num-classes 1 --regression-target --best-checkpoint-metric loss",
+        criterion="sentence_prediction",
+        alpha=1,
+        epochs=3,
+        start_epoch=2,
+        metrics="Pearson,Spearman",
+        glue="STS-B",
+        score=_CORRELATIONS,
+    ),
 }
+TASKS["imdb"] = replace(
+    TASKS["mr"],
+    title="A part of IMDB, TextCNN",
+    # Too few reviews validate for their accuracy to choose the checkpoint.
+    flags=f"{_TEXT_CNN} --max-positions 256 --lr 4e-3",
+    epochs=20,
+    start_epoch=8,
+)
 
 _REVIEWS = """
-{python} {root}/scripts/data/labelled_text.py --data {data} --fold {fold} --out {dir}/fold{fold}
-{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/fold{fold}/train.input0 \\
-    --validpref {dir}/fold{fold}/valid.input0 --testpref {dir}/fold{fold}/test.input0 \\
-    --destdir {dir}/fold{fold}/bin/input0 --nwordssrc 8000
-{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/fold{fold}/train.label \\
-    --validpref {dir}/fold{fold}/valid.label --testpref {dir}/fold{fold}/test.label \\
-    --destdir {dir}/fold{fold}/bin/label
+{python} {root}/scripts/data/labelled_text.py --data {data} {fold} --out {dir}
+{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/train.input0 \\
+    --validpref {dir}/valid.input0 --testpref {dir}/test.input0 \\
+    --destdir {dir}/bin/input0 --nwordssrc 8000
+{python} -m fairseq_cli.preprocess --only-source --trainpref {dir}/train.label \\
+    --validpref {dir}/valid.label --testpref {dir}/test.label \\
+    --destdir {dir}/bin/label
 """
 _PAIRS = """
 {python} {root}/scripts/data/parallel_text.py --data {data} --source de --target en --out {dir} \\
@@ -176,17 +199,20 @@ _BINARISED_TEXT = """
 {python} -m fairseq_cli.preprocess --only-source --destdir {dir}/bin --trainpref {dir}/train \\
     --validpref {dir}/valid --testpref {dir}/test --nwordssrc 4000
 """
-_PARAPHRASES = """
+_SENTENCE_PAIRS = """
 mkdir -p {dir}/pieces
 {python} {root}/scripts/data/glue_task.py --data {data} --task {glue} --out {dir} --test \\
     {limit}
 """
 
 
-def reviews(**values: Any) -> Iterator[Command]:
-    """Yields what prepares all folds of MR, whichever are asked for first."""
-    for fold in FOLDS:
-        yield from commands(_REVIEWS, fold=fold, **values)
+def reviews(folds: Sequence[int], **values: Any) -> Iterator[Command]:
+    """Yields what prepares all folds of MR, whichever are asked for first, or reviews without."""
+    for fold in folds:
+        own = {"fold": ["--fold", str(fold)], "dir": f"{values['dir']}/fold{fold}"}
+        yield from commands(_REVIEWS, **{**values, **own})
+    if not folds:
+        yield from commands(_REVIEWS, fold=[], **values)
 
 
 def pairs(**values: Any) -> Iterator[Command]:
@@ -206,7 +232,7 @@ def text(packed: bool, **values: Any) -> Iterator[Command]:
     yield from commands(_BINARISED_TEXT, **values)
 
 
-def paraphrases(**values: Any) -> Iterator[Command]:
+def sentence_pairs(**values: Any) -> Iterator[Command]:
     """Yields what prepares a GLUE task with pairs of sentences, in the pieces of a model."""
-    yield from commands(_PARAPHRASES, **values)
-    yield from binarised(SPLITS, PAIR, numbers=False, **values)
+    yield from commands(_SENTENCE_PAIRS, **values)
+    yield from binarised(SPLITS, PAIR, numbers=values["glue"] == "STS-B", **values)
