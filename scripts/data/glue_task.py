@@ -125,7 +125,7 @@ def prepare(args: argparse.Namespace) -> None:
     root = args.data / args.task if (args.data / args.task).is_dir() else args.data
     if args.test and not task.test:
         raise CorpusError(
-            f"--test: GLUE's test set of {args.task} has no labels; MRPC and STS-B have one that does"
+            f"--test: GLUE's test set of {args.task} has no labels; MRPC and STS-B can be tested"
         )
     test = {"test": task.test} if args.test else {}
     for split, name in {"train": "train", "valid": task.dev, **test}.items():
