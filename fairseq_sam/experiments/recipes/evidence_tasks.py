@@ -11,6 +11,7 @@ from typing import Any, Dict, Iterator, Sequence
 
 from fairseq_sam.experiments.command_lines import Command, commands
 from fairseq_sam.experiments.recipes.classification import PAIR, binarised
+from fairseq_sam.experiments.recipes.glue import TASKS as GLUE
 
 FOLDS = range(1, 11)
 SPLITS = ("train", "valid", "test")
@@ -25,10 +26,10 @@ class Task:
         title: of the report.
         flags: those of fairseq-train, without optimizer and criterion.
         criterion: the stock one, of which the per-sentence one is used.
-        alpha: R-Drop's.
         epochs: in all.
         start_epoch: first one with the perturbation; those before are the same for all methods.
         metrics: of the table, the first one being what the methods are compared by.
+        alpha: R-Drop's.
         train: how many examples are trained on, 0 for all.
         base: the base optimizer.
         glue: the GLUE task that it is, on which a pretrained model is fine-tuned; "" for others.
@@ -38,10 +39,10 @@ class Task:
     title: str
     flags: str
     criterion: str
-    alpha: int
     epochs: int
     start_epoch: int
     metrics: str
+    alpha: int = 1
     train: int = 0
     base: str = "adam"
     glue: str = ""
@@ -81,12 +82,10 @@ _OF_TOKENS = "Perplexity,NLL,Token accuracy,ECE,Entropy,Logit norm"
 
 _CLASSES: Dict[str, Any] = {
     "criterion": "sentence_prediction",
-    "alpha": 1,
     "metrics": "Accuracy,NLL,ECE,Entropy,Logit norm,valid Accuracy",
 }
 _PTB: Dict[str, Any] = {
     "criterion": "cross_entropy",
-    "alpha": 1,
     "train": 4000,
     "metrics": f"{_OF_TOKENS},valid Perplexity",
 }
@@ -160,7 +159,6 @@ TASKS = {
         title="STS-B, MiniLM fine-tuned",
         flags=f"{_MINI_LM} --num-classes 1 --regression-target --best-checkpoint-metric loss",
         criterion="sentence_prediction",
-        alpha=1,
         epochs=3,
         start_epoch=2,
         metrics="Pearson,Spearman",
@@ -208,11 +206,10 @@ mkdir -p {dir}/pieces
 
 def reviews(folds: Sequence[int], **values: Any) -> Iterator[Command]:
     """Yields what prepares all folds of MR, whichever are asked for first, or reviews without."""
-    for fold in folds:
-        own = {"fold": ["--fold", str(fold)], "dir": f"{values['dir']}/fold{fold}"}
-        yield from commands(_REVIEWS, **{**values, **own})
-    if not folds:
-        yield from commands(_REVIEWS, fold=[], **values)
+    folder = values["dir"]
+    places = [(["--fold", str(fold)], f"{folder}/fold{fold}") for fold in folds] or [([], folder)]
+    for fold, place in places:
+        yield from commands(_REVIEWS, **{**values, "fold": fold, "dir": place})
 
 
 def pairs(**values: Any) -> Iterator[Command]:
@@ -235,4 +232,4 @@ def text(packed: bool, **values: Any) -> Iterator[Command]:
 def sentence_pairs(**values: Any) -> Iterator[Command]:
     """Yields what prepares a GLUE task with pairs of sentences, in the pieces of a model."""
     yield from commands(_SENTENCE_PAIRS, **values)
-    yield from binarised(SPLITS, PAIR, numbers=values["glue"] == "STS-B", **values)
+    yield from binarised(SPLITS, PAIR, numbers=GLUE[values["glue"]].classes == 1, **values)
