@@ -16,7 +16,6 @@ Example:
 """
 
 import math
-import statistics
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from fairseq_sam.analysis.dataset_loss import evaluation_mode
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
+from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.training.samples import split_sentences
 
 
@@ -191,5 +191,5 @@ def estimate(values: Sequence[float]) -> Estimate:
     >>> estimate([1.0, 3.0])
     Estimate(mean=2.0, standard_error=1.0)
     """
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(statistics.fmean(values), error)
+    error = sample_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(mean_of(values), error)

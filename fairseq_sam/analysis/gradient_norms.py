@@ -8,18 +8,21 @@ Imports nothing of fairseq.
 """
 
 import math
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 import torch
 from torch import Tensor
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
-from fairseq_sam.perturbation.ascent import MEMORYLESS, noise_of_tensors, scale_of_groups
+from fairseq_sam.perturbation.ascent import (
+    MEMORYLESS,
+    Layers,
+    noise_of_tensors,
+    scale_of_groups,
+)
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
+from fairseq_sam.perturbation.risk import layers_of
 from fairseq_sam.training.parameters import layer_of
-
-_Measured = Tuple[str, Tensor, float, Tensor]
-"""Name, weight, root mean square of its gradient's norm, and the sum of the gradients."""
 
 
 class TensorNorms(NamedTuple):
@@ -120,7 +123,7 @@ class GradientNorms:
         weight_norms = _double([_norm(weight) for _, weight, _, _ in rows])
         batch_norms = _double([norm for _, _, norm, _ in rows])
         num_weights = int(sizes.sum())
-        noise = _noise(rows, batch_norms, sizes)
+        noise = self._noise([weight for _, weight, _, _ in rows], batch_norms, sizes)
         floored, unfloored = (
             {
                 key: scale_of_groups(scale, weight_norms, batch_norms, sizes, num_weights, floor)
@@ -143,6 +146,13 @@ class GradientNorms:
             for i, (name, weight, norm, total) in enumerate(rows)
         ]
 
+    def _noise(self, weights: Sequence[Tensor], norms: Tensor, sizes: Tensor) -> Tensor:
+        coarsest = max((w.dtype for w in weights), key=lambda dtype: torch.finfo(dtype).eps)
+        numbers, with_matrix = layers_of(weights, (self.dataset.model, self.dataset.criterion))
+        assert numbers is not None  # there are modules
+        layers = Layers.of(weights, numbers, with_matrix, norms.device)
+        return noise_of_tensors(norms, sizes, coarsest, layers)
+
 
 def by_layer(tensors: Sequence[TensorNorms]) -> List[LayerNorms]:
     """Returns the layers in the order of their first tensors."""
@@ -158,14 +168,6 @@ def by_layer(tensors: Sequence[TensorNorms]) -> List[LayerNorms]:
         )
         for name, members in layers.items()
     ]
-
-
-def _noise(rows: Sequence[_Measured], norms: Tensor, sizes: Tensor) -> Tensor:
-    coarsest = max((w.dtype for _, w, _, _ in rows), key=lambda dtype: torch.finfo(dtype).eps)
-    modules = [name.rpartition(".")[0] for name, _, _, _ in rows]
-    layers = torch.tensor([modules.index(module) for module in modules])
-    is_vector = torch.tensor([weight.dim() < 2 for _, weight, _, _ in rows])
-    return noise_of_tensors(norms, sizes, coarsest, layers, is_vector)
 
 
 def _norm(tensor: Tensor) -> float:

@@ -119,10 +119,11 @@ def run(args: argparse.Namespace) -> int:
     directories = [Path(path) for path in args.runs]
     try:
         names = run_names(directories, args.relative_to)
-        runs, failures = [], []
+        runs, read, failures = [], [], []
         for path, name in zip(directories, names):
             try:
                 runs.append(read_run(path, name, _pass_over))
+                read.append(path)
             except RunError as error:  # the others are shown all the same
                 failures.append(str(error))
         if not runs:
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
         if args.output is not None:
             write_text(args.output, text)
         if args.json is not None:
-            _write_figures(directories, runs, args.json)
+            _write_figures(read, runs, args.json)
         if args.plot is not None:
             _plot(runs, args)
         if args.cost_plot is not None:

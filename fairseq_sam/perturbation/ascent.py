@@ -50,7 +50,19 @@ the model.
 """
 
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import (
+    Any,
+    Callable,
+    Collection,
+    Dict,
+    Iterable,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Tuple,
+    Union,
+)
 
 import torch
 from torch import Tensor
@@ -295,7 +307,7 @@ class Direction:
         self._began: Optional[Tensor] = None
 
     def of(
-        self, gradients: Sequence[Tensor], indices: Sequence[int], unit: Radius, finite: Tensor
+        self, gradients: Sequence[Tensor], indices: Sequence[int], unit: Radius, tells: Tensor
     ) -> Tuple[List[Tensor], Radius]:
         """Returns what to follow, and the unit that it is in: 1 is that of the mean loss.
 
@@ -303,7 +315,8 @@ class Direction:
             gradients: of the weights that move; not changed.
             indices: which weights these are.
             unit: what the gradients are multiplied by.
-            finite: boolean scalar; false leaves what is remembered untouched.
+            tells: boolean scalar; false, after an overflow or without any gradient, leaves what is
+                remembered untouched.
         """
         if self._name == "random":
             return self._random(gradients), unit
@@ -314,24 +327,24 @@ class Direction:
                 self._remembered[i] = torch.zeros_like(at_least_float32(gradient))
         d = [self._remembered[i] for i in indices]
         if self._name == "smoothed":
-            self._remember(d, gradients, unit, finite)
+            self._remember(d, gradients, unit, tells)
             return d, 1.0
         followed = [
             at_least_float32(g) - each * (fitting(unit, each) * self._friendly)
             for g, each in zip(gradients, d)
         ]
-        self._remember(d, gradients, unit, finite)
+        self._remember(d, gradients, unit, tells)
         return followed, unit
 
     def _remember(
-        self, d: List[Tensor], gradients: Sequence[Tensor], unit: Radius, finite: Tensor
+        self, d: List[Tensor], gradients: Sequence[Tensor], unit: Radius, tells: Tensor
     ) -> None:
         """Sets d to (1 − θ) d + θ g, some tensors at a time."""
         assert self._smoothing is not None
-        all_new = torch.zeros_like(finite)  # whether this is the first to be remembered, as it is
+        all_new = torch.zeros_like(tells)  # whether this is the first to be remembered, as it is
         if self._name == "smoothed":
-            all_new = finite if self._began is None else finite & ~self._began
-            self._began = finite if self._began is None else self._began | finite
+            all_new = tells if self._began is None else tells & ~self._began
+            self._began = tells if self._began is None else self._began | tells
         for part in foreach.chunks(d):
             chunk = d[part]
             apart = [
@@ -340,7 +353,7 @@ class Direction:
             ]
             one = chunk[0].new_ones(())
             theta = torch.where(all_new.to(one.device), one, one * self._smoothing)
-            theta = torch.where(finite.to(one.device), theta, one * 0.0)
+            theta = torch.where(tells.to(one.device), theta, one * 0.0)
             torch._foreach_mul_(apart, [theta.to(each) for each in apart])
             torch._foreach_add_(chunk, apart)
 
@@ -388,13 +401,46 @@ def scale_of_groups(
     return torch.where(live, values, torch.zeros_like(values))
 
 
+class Layers(NamedTuple):
+    """Which layers some tensors belong to: three tensors ``[tensors]``.
+
+    Attributes:
+        number: of the layer, from 0.
+        is_vector: whether the tensor has one dimension at most.
+        is_alone: whether it is a vector whose layer has a matrix that is not among the tensors.
+    """
+
+    number: Tensor
+    is_vector: Tensor
+    is_alone: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        tensors: Sequence[Tensor],
+        numbers: Sequence[int],
+        with_matrix: Collection[int],
+        device: torch.device,
+    ) -> "Layers":
+        """Describes tensors; waits for the GPU, so that it is worth keeping.
+
+        Args:
+            tensors: the tensors.
+            numbers: any number of the layer of each.
+            with_matrix: the numbers of those that hold a matrix, among the tensors or not.
+            device: of the result.
+        """
+        order = {number: i for i, number in enumerate(sorted(set(numbers)))}
+        vectors = [tensor.dim() < 2 for tensor in tensors]
+        here = {number for number, is_vector in zip(numbers, vectors) if not is_vector}
+        lacking = set(with_matrix) - here
+        alone = [v and number in lacking for number, v in zip(numbers, vectors)]
+        parts: List[List[Any]] = [[order[number] for number in numbers], vectors, alone]
+        return cls(*(torch.tensor(part, device=device) for part in parts))
+
+
 def noise_of_tensors(
-    norms: Tensor,
-    sizes: Tensor,
-    dtype: torch.dtype,
-    layers: Optional[Tensor] = None,
-    is_vector: Optional[Tensor] = None,
-    is_alone: Optional[Tensor] = None,
+    norms: Tensor, sizes: Tensor, dtype: torch.dtype, layers: Optional[Layers] = None
 ) -> Tensor:
     """Returns the strength ‖g‖/√n at or below which a tensor's gradient is rounding noise.
 
@@ -411,20 +457,19 @@ def noise_of_tensors(
         norms: ‖g‖ of each tensor ``[tensors]``.
         sizes: their numbers of entries.
         dtype: the format that the gradients were computed in.
-        layers: number of the layer that each tensor belongs to; None where that is not known: then
-            all are measured against the whole gradient, with the floor of 64 eps.
-        is_vector: which tensors have one dimension at most.
-        is_alone: which of these have a matrix in their layer that is not among the tensors.
+        layers: of the tensors; None where they are not known: then all are measured against the
+            whole gradient, with the floor of 64 eps.
     """
     eps = torch.finfo(dtype).eps
     floor = min(64.0 * eps, 2.0**-7)
     strengths = norms / sizes.clamp(min=1).sqrt()
     whole: Tensor = torch.linalg.vector_norm(norms) / sizes.sum().clamp(min=1).sqrt() * floor
-    if layers is None or is_vector is None or is_alone is None:
+    if layers is None:
         return whole.expand_as(norms)
+    number, is_vector, is_alone = layers
     of_matrices = torch.where(is_vector, torch.zeros_like(strengths), strengths)
-    greatest = torch.zeros_like(strengths).scatter_reduce(0, layers, of_matrices, "amax")
-    of_vectors = torch.where(is_vector, greatest[layers], torch.zeros_like(strengths))
+    greatest = torch.zeros_like(strengths).scatter_reduce(0, number, of_matrices, "amax")
+    of_vectors = torch.where(is_vector, greatest[number], torch.zeros_like(strengths))
     of_vectors = torch.where(is_alone, whole, of_vectors * (2.0 * eps) ** 0.5)
     return torch.maximum(strengths * floor, of_vectors)
 

@@ -79,7 +79,7 @@ class SharpnessAwareLoss:
         self.chosen = [i for i, weight in enumerate(self.trained) if id(weight) in chosen]
         self.unmoved = [i for i, weight in enumerate(self.trained) if id(weight) not in chosen]
         weights = [self.trained[i] for i in self.chosen]
-        self.weights = PerturbedWeights(weights, settings, *_layers(weights, modules))
+        self.weights = PerturbedWeights(weights, settings, *layers_of(weights, modules))
         self.called = list(modules)
         self.written: List[Tensor] = []
         self.num_steps = 0
@@ -313,7 +313,7 @@ def _losses(output: ForwardPass) -> Tensor:
     return output.losses
 
 
-def _layers(
+def layers_of(
     weights: Sequence[Tensor], modules: Sequence[Any]
 ) -> Tuple[Optional[List[int]], Set[int]]:
     """Numbers the layers: weights that one module holds itself are of one; None if unknown.

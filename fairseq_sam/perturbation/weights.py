@@ -18,6 +18,7 @@ from fairseq_sam.perturbation.ascent import (
     Computed,
     Direction,
     Groups,
+    Layers,
     Radius,
     SecondMoment,
     fitting,
@@ -86,9 +87,7 @@ class PerturbedWeights:
         self._displacement: Tuple[List[Tensor], float] = ([], 0.0)
         self._moving: List[int] = []
         self._groups: Optional[Groups] = None
-        self._layer_numbers: Optional[Tensor] = None
-        self._are_vectors: Optional[Tensor] = None
-        self._are_alone: Optional[Tensor] = None
+        self._moving_layers: Optional[Layers] = None
         self._scale: Blocks = []
         self._exact: List[Tensor] = []
         self._steps_taken = 0
@@ -145,7 +144,8 @@ class PerturbedWeights:
         given = [_or_zeros(gradients[i], self.weights[i]) for i in self._moving]
         dtype = compute_dtype or _coarsest(given)
         norms = self._groups.norms(given)
-        finite = torch.isfinite(total_norm(norms))
+        total = total_norm(norms)
+        finite = torch.isfinite(total)
         unmoved = [gradient for gradient in others if gradient is not None]
         if unmoved:
             finite = finite & torch.isfinite(foreach.norms(unmoved)).all().to(finite.device)
@@ -154,7 +154,8 @@ class PerturbedWeights:
         if isinstance(norms, list):
             foreach.discard_non_finite_(norms, finite)
         if self.settings.direction != "gradient":
-            given, own_unit = self._direction.of(given, self._moving, unit, finite)
+            tells = finite & (total > 0)  # of a dummy batch the gradient is 0
+            given, own_unit = self._direction.of(given, self._moving, unit, tells)
             norms, divisor = self._groups.norms(given), divisor / unit * own_unit
             rise = None if rise is None else rise / unit * own_unit
         if first:
@@ -336,7 +337,7 @@ class PerturbedWeights:
         """Weights without a gradient (unused, frozen) take no part and do not count in n."""
         moving = [i for i, gradient in enumerate(gradients) if gradient is not None]
         if moving != self._moving or self._groups is None:
-            self._moving, self._layer_numbers = moving, None
+            self._moving, self._moving_layers = moving, None
             self._groups = Groups(
                 [self.weights[i] for i in moving], self.settings.granularity or "layer"
             )
@@ -393,21 +394,15 @@ class PerturbedWeights:
             dtype: the format that the gradients were computed in.
         """
         assert self._groups is not None
-        if self._layers is not None and self._layer_numbers is None:
-            # Made once and kept: filling a tensor from Python numbers waits for the GPU.
-            found = [self._layers[i] for i in self._moving]
-            order = {number: i for i, number in enumerate(sorted(set(found)))}
-            numbers = [order[number] for number in found]
-            vectors = [self.weights[i].dim() < 2 for i in self._moving]
-            here = {number for number, is_vector in zip(found, vectors) if not is_vector}
-            lacking = set(self._with_matrix) - here
-            alone = [v and number in lacking for number, v in zip(found, vectors)]
-            self._layer_numbers = torch.tensor(numbers, device=norms.device)
-            self._are_vectors = torch.tensor(vectors, device=norms.device)
-            self._are_alone = torch.tensor(alone, device=norms.device)
+        if self._layers is not None and self._moving_layers is None:
+            self._moving_layers = Layers.of(
+                [self.weights[i] for i in self._moving],
+                [self._layers[i] for i in self._moving],
+                self._with_matrix,
+                norms.device,
+            )
         sizes = self._groups.tensor_sizes(norms)
-        about = (self._layer_numbers, self._are_vectors, self._are_alone)
-        return ascent.noise_of_tensors(norms, sizes, dtype, *about)
+        return ascent.noise_of_tensors(norms, sizes, dtype, self._moving_layers)
 
     def _radius_of(
         self,

@@ -114,7 +114,7 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
     """
     _refuse_unsupported(args, method)
     share = METHODS[method].share if args.sam_rho is None else share_of(args.sam_rho)
-    if args.sam_rho_max is not None and share is None:
+    if args.sam_rho_max is not None and share is None and args.sam_rho != 0:
         raise ValueError(
             f"argument --sam-rho-max: {args.sam_rho_max:g} is not allowed: it needs a share as "
             "--sam-rho, such as 5%"
@@ -144,6 +144,7 @@ def config_from(args: Namespace, method: str) -> SharpnessAwareConfig:
     except ValueError as error:
         raise ValueError(f"argument {_flag_named(str(error))}") from None
     _refuse_without_effect(args, METHODS[method], perturbation)
+    _refuse_state_elsewhere(args, perturbation)
     if args.sam_exclude is not None:
         _pattern(args.sam_exclude)
     if perturbation.needs_sentences and isinstance(getattr(args, "criterion", None), str):
@@ -184,6 +185,28 @@ def _refuse_without_effect(
         if not has_effect and value not in (usual, None):
             flag = name.replace("_", "-")
             raise ValueError(f"argument --{flag}: {value:g} is not allowed: it needs {needed}")
+
+
+def _refuse_state_elsewhere(args: Namespace, settings: PerturbationSettings) -> None:
+    """Refuses to look at what the base optimizer remembers where that is not to be had.
+
+    Raises:
+        ValueError: naming the flag and what looks there.
+    """
+    if settings.needs_pass and not settings.needs_second_moments:
+        return
+    looks = "--sam-direction momentum" if not settings.needs_pass else "--sam-scale adam"
+    if getattr(args, "zero_sharding", None) == "os":
+        raise ValueError(
+            f"argument --zero-sharding: os does not go with {looks}, which looks at what the base "
+            "optimizer remembers: each worker would have a part of it alone"
+        )
+    if getattr(args, "amp", False) and SCALES[settings.scale].divides_by_gradient:
+        raise ValueError(
+            f"argument --amp: it does not go with {looks}, which looks at what the base optimizer "
+            "remembers: fairseq divides the gradients by the loss scale twice before it sees them; "
+            "use --fp16 or --bf16"
+        )
 
 
 def _update_freq(args: Namespace) -> Tuple[int, ...]:

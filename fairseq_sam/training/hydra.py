@@ -70,8 +70,8 @@ def _add_run_settings(args: Namespace, cfg: DictConfig) -> None:
     run: Any = cfg._get_parent() or {}
     for group, names in {
         "optimization": ("lr", "max_epoch", "max_update", "update_freq", "use_bmuf"),
-        "distributed_training": ("ddp_backend", "pipeline_model_parallel"),
-        "common": ("tpu", "model_parallel_size"),
+        "distributed_training": ("ddp_backend", "pipeline_model_parallel", "zero_sharding"),
+        "common": ("tpu", "model_parallel_size", "amp"),
     }.items():
         node = run.get(group)
         for name in names if node is not None else ():

@@ -16,6 +16,7 @@ from fairseq_sam.analysis import adversarial_risk
 from fairseq_sam.analysis.adversarial_risk import (
     AdversarialRisk,
     SentenceRisk,
+    estimate,
     sentence_risks,
     summarise,
 )
@@ -284,6 +285,12 @@ def test_summary() -> None:
     assert summarise([SentenceRisk(1.0, 2.0, 0.1)]).clean == (1.0, None)
     with pytest.raises(ValueError, match="no sentences"):
         summarise([])
+
+
+def test_an_infinite_value_is_a_result() -> None:
+    mean, error = estimate([1.0, math.inf])
+    assert mean == math.inf
+    assert error is None or math.isnan(error)
 
 
 def test_imports_nothing_of_fairseq() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
 from fairseq_sam.analysis.gradient_norms import GradientNorms, TensorNorms, by_layer
+from fairseq_sam.perturbation import SharpnessAwareLoss, method_settings
 from fairseq_sam.perturbation.ascent import MEMORYLESS
 from fairseq_sam.training.parameters import layer_of
 from tests.analysis.test_curvature import TextCNN, fairseq_problem, plain_problem
@@ -80,6 +81,43 @@ def test_key_bias_is_told_from_the_rest() -> None:
         assert tensor.scales["gradient-strength"] == 0
         assert tensor.unfloored["gradient-strength"] > 1e3 * largest
         assert tensor.scales["weight"] == tensor.unfloored["weight"] > 0
+
+
+class _BehindAGate(nn.Module):
+    """A layer that is all but shut off, beside the bias of keys, whose gradient is noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.behind = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attention = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2), -1)
+        hidden = x + attention @ x + 1e-6 * torch.tanh(self.behind(x))
+        out: Tensor = self.out(hidden.mean(1))
+        return out
+
+
+class _SummedLoss(nn.Module):
+    def forward(self, model: nn.Module, sample: Dict[str, Any]) -> Tuple[Tensor, int, dict]:
+        loss = nn.functional.cross_entropy(model(sample["x"]), sample["y"], reduction="sum")
+        return loss, len(sample["y"]), {}
+
+
+def test_scales_and_noise_are_those_of_training() -> None:
+    torch.manual_seed(0)
+    model = _BehindAGate()
+    sample = {"x": torch.randn(16, 5, 8), "y": torch.randint(3, (16,))}
+    dataset = DatasetLoss(model, _SummedLoss(), [sample])
+    tensors = {tensor.name: tensor for tensor in measured(dataset)}
+    settings = method_settings("ga_sam", rho=1e-6, num_steps=2)
+    trained = SharpnessAwareLoss(dataset.weights, settings, modules=[model]).weights
+    trained.ascend(dataset.gradient()[1])
+    in_training = dict(zip(dataset.names, trained._scale[0].tolist()))
+    assert {name for name, tensor in tensors.items() if tensor.is_noise} == {"k.bias"}
+    assert {name for name, scale in in_training.items() if scale == 0} == {"k.bias"}
+    for name, tensor in tensors.items():
+        assert tensor.scales["gradient-strength"] == pytest.approx(in_training[name], rel=1e-4)
 
 
 def test_layers_add_up() -> None:

@@ -408,6 +408,15 @@ class TestReport:
         assert [each["epoch"] for each in first["epochs"]] == [e.epoch for e in found.epochs]
         assert first["epochs"][-1]["sharpness"] == found.epochs[-1].train["sharpness"]
 
+    def test_json_of_runs_beside_one_that_failed(self, tmp_path):
+        (tmp_path / "a").mkdir()
+        runs = [str(tmp_path / "a")]
+        runs += [str(write_run(tmp_path / name, bleu=bleu)) for name, bleu in (("b", 1), ("c", 2))]
+        written = tmp_path / "report.json"
+        assert main(["report", *runs, "--json", str(written)]) == 1
+        found = [(each["run"], each["name"]) for each in json.loads(written.read_text())["runs"]]
+        assert found == [(runs[1], "b"), (runs[2], "c")]
+
     @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is full")
     def test_full_disk(self, tmp_path, monkeypatch, capsys):
         run, target = write_run(tmp_path / "run"), tmp_path / "report.md"

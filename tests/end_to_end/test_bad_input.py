@@ -82,6 +82,19 @@ BAD = [
     ("--ddp-backend fully_sharded", ["ga_sam", "--ddp-backend fully_sharded"]),
     ("--pipeline-model-parallel", ["ga_sam", "--pipeline-model-parallel"]),
     ("--model-parallel-size 2", ["ga_sam", "--model-parallel-size"]),
+    (
+        "--optimizer momentum_sam --zero-sharding os",
+        ["--zero-sharding", "os", "--sam-direction momentum"],
+    ),
+    (
+        "--optimizer sam --sam-scale adam --zero-sharding os",
+        ["--zero-sharding", "os", "--sam-scale adam"],
+    ),
+    ("--optimizer sam --sam-scale adam --amp", ["--amp", "--sam-scale adam", "--fp16"]),
+    (
+        "--optimizer momentum_sam --sam-scale gradient-strength --sam-granularity layer --amp",
+        ["--amp", "--sam-direction momentum", "--fp16"],
+    ),
 ]
 
 
@@ -129,6 +142,11 @@ def test_exit_status_and_a_message_without_traceback(fairseq_train_alone, flags)
     assert "Traceback" not in run.output
     message_of(run.output)
     assert not list(run.save_dir.glob("*.pt"))
+
+
+def test_a_cap_may_stay_where_the_radius_is_set_to_0(fairseq_train):
+    run = fairseq_train("--optimizer sam --sam-rho 5% --sam-rho-max 1 --sam-rho 0 --max-update 1")
+    assert run.updates() == 1
 
 
 def test_start_epoch_beyond_max_epoch_warns(fairseq_train):

@@ -56,6 +56,17 @@ def along(v: List[float], rho: float) -> Any:
 STEPS = [[3.0, 0.0], [0.0, 4.0], [-1.0, 1.0]]
 
 
+@pytest.mark.parametrize("method", ["vasso", "friendly_sam"])
+@pytest.mark.parametrize("dummies", [1, 3])
+@pytest.mark.parametrize("position", [0, 2])
+def test_dummy_batches_are_not_remembered(method: str, dummies: int, position: int):
+    # A worker that has run out of batches takes part with a loss times 0.
+    settings = method_settings(method, rho=0.5)
+    steps = [*STEPS[:position], *[[0.0, 0.0]] * dummies, *STEPS[position:]]
+    found = perturbations(settings, steps)
+    assert [*found[:position], *found[position + dummies :]] == perturbations(settings, STEPS)
+
+
 @pytest.mark.parametrize("unit", [1.0, 2.0**15 * 37])
 class TestThreeStepsByHand:
     def test_smoothed(self, unit: float):
