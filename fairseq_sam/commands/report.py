@@ -170,10 +170,24 @@ def _check_comparison(args: argparse.Namespace) -> None:
 
 def _comparisons(runs: Sequence[Run], args: argparse.Namespace) -> str:
     from fairseq_sam.reporting.comparison import comparison_table
+    from fairseq_sam.reporting.runs import group_runs
 
-    metrics = args.metrics or list(dict.fromkeys(name for run in runs for name in run.scores))
+    known = list(dict.fromkeys(name for run in runs for name in run.scores))
+    metrics = args.metrics or known
+    _tell_of_nothing("--metrics", args.metrics, known)
+    _tell_of_nothing("--against", args.against, list(group_runs(runs, args.group_by)))
     tables = [comparison_table(runs, args.group_by, name, metrics) for name in args.against]
     return "".join(f"\n{table}" for table in tables if table)
+
+
+def _tell_of_nothing(flag: str, wanted: Optional[Sequence[str]], found: Sequence[str]) -> None:
+    """Tells where none of what a flag names is there; some may be, as of methods not yet run."""
+    if wanted and not set(wanted) & set(found):
+        there = f"there are {', '.join(found)}" if found else "there are none"
+        print(
+            f"fairseq-sam report: argument {flag}: {', '.join(wanted)} not found; {there}",
+            file=sys.stderr,
+        )
 
 
 def _pass_over(fault: str) -> None:

@@ -57,6 +57,7 @@ class Experiment:
         self.python = "python" if self.dry else sys.executable
         folder = recipe.folder(options) + ("-small" if options.small else "")
         self.out = os.path.abspath(options.out or ROOT / "runs" / folder)
+        self._check_data()
         self.shares = options.nodes * max(options.gpus, 1)
         self.node = options.node_rank
         small = bool(options.small)
@@ -73,6 +74,21 @@ class Experiment:
                     f"argument --{name.replace('_', '-')}: {getattr(options, name)} is not allowed:"
                     f" there are {options.epochs} epochs"
                 )
+
+    def _check_data(self) -> None:
+        """Refuses data in the folder that holds what is made of them.
+
+        Raises:
+            MisuseError: they are there.
+        """
+        data, prepared = self.options.data, Path(self.out, "prepared")
+        if data is None or not os.path.exists(data) or not prepared.exists():
+            return
+        found, place = Path(os.path.realpath(data)), Path(os.path.realpath(prepared))
+        if place == found or place in found.parents:
+            raise MisuseError(
+                f"argument --data: {data} is not allowed: it is in the prepared of --out {self.out}"
+            )
 
     # ---- texts ----------------------------------------------------------------------------------
 
@@ -272,7 +288,9 @@ class Experiment:
 
     def prepare(self) -> Iterator[Step]:
         """Yields what prepares the data; they are there when all of it is done."""
-        folder = f"{self.out}/prepared.incomplete"
+        folder, prepared = f"{self.out}/prepared.incomplete", Path(self.out, "prepared")
+        if not self.dry and os.path.lexists(prepared):  # it may be the user's
+            self.tell(f"{prepared}: in the way; now {set_aside(prepared).name}")
         yield from commands(
             "rm -rf {folder} {prepared}\nmkdir -p {folder}", **self.values(folder=folder)
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Dict, List, NamedTuple, Optional, Sequence
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.reporting.runs import Run, group_runs
@@ -98,7 +98,7 @@ def differences(
         against: the other group's name.
         metric: the score's name, or :data:`VALID_LOSS`.
     """
-    groups: Dict[str, Dict[str, float]] = {}
+    groups: Dict[str, Dict[Tuple[str, ...], float]] = {}
     for name, members in group_runs(runs, group_by).items():
         for run in members:
             value = _value(run, metric)
@@ -123,9 +123,9 @@ def _value(run: Run, metric: str) -> Optional[float]:
     return run.scores[metric].value if metric in run.scores else None
 
 
-def _matched(group_by: str, name: str) -> str:
-    match = re.search(group_by, name)
-    return match.group() if match else ""
+def _matched(group_by: str, name: str) -> Tuple[str, ...]:
+    """Returns all that a regular expression matches in a name: a fold and a seed, say."""
+    return tuple(match.group() for match in re.finditer(group_by, name))
 
 
 def relative_times(runs: Sequence[Run], group_by: Optional[str], against: str) -> Dict[str, float]:

@@ -247,14 +247,10 @@ def _draw_radii(
 
 
 def _draw_unperturbed(axis: Any, groups: Dict[str, List[Run]]) -> None:
-    """Draws the mean of the runs without perturbation; in their group's colour if it is one."""
-    losses: Dict[int, List[float]] = {}
-    for index, runs in enumerate(groups.values()):
+    """Draws the mean of each group's runs without perturbation, in the group's colour."""
+    for index, (name, runs) in enumerate(groups.items()):
         found = [run.best_valid_loss() for run in runs if run.radius is None]
         known = [loss for loss in found if loss is not None]
         if known:
-            losses[index] = known
-    if losses:
-        color = line_style(next(iter(losses)))["color"] if len(losses) == 1 else "0.4"
-        mean = mean_of([loss for values in losses.values() for loss in values])
-        axis.axhline(mean, color=color, linestyle="--", label="without perturbation", zorder=0)
+            style = {"color": line_style(index)["color"], "linestyle": "--", "zorder": 0}
+            axis.axhline(mean_of(known), label=f"{name}, without perturbation", **style)

@@ -408,6 +408,19 @@ class TestReport:
         assert [each["epoch"] for each in first["epochs"]] == [e.epoch for e in found.epochs]
         assert first["epochs"][-1]["sharpness"] == found.epochs[-1].train["sharpness"]
 
+    @pytest.mark.parametrize(
+        ("flags", "told"),
+        [
+            (["--metrics", "Bleu"], "argument --metrics: Bleu not found; there are BLEU"),
+            (["--against", "basline"], "argument --against: basline not found; there are a, b"),
+        ],
+    )
+    def test_names_that_are_not_there(self, tmp_path, capsys, flags, told):
+        pytest.importorskip("scipy")
+        runs = [str(write_run(tmp_path / f"{name}-seed1")) for name in ("a", "b")]
+        assert main(["report", *runs, "--group-by", "seed[0-9]+", *flags]) == 0
+        assert told in capsys.readouterr().err
+
     def test_json_of_runs_beside_one_that_failed(self, tmp_path):
         (tmp_path / "a").mkdir()
         runs = [str(tmp_path / "a")]

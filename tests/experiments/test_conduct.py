@@ -109,6 +109,21 @@ class TestStages:
         output = run(tmp_path, "--epochs", 5, status=2)
         assert "was made with other --epochs (None, now 5): use another --out" in output
 
+    def test_a_folder_of_the_users_is_not_deleted(self, tmp_path):
+        (tmp_path / "prepared").mkdir()
+        (tmp_path / "prepared" / "thesis").write_text("years of work")
+        output = run(tmp_path, "--stop-stage", 2)
+        assert f"{tmp_path / 'prepared'}: in the way; now prepared.damaged1" in output
+        assert (tmp_path / "prepared.damaged1" / "thesis").read_text() == "years of work"
+        assert (tmp_path / "prepared" / "text").exists()
+
+    def test_data_in_the_folder_of_what_is_made_of_them_are_refused(self, tmp_path):
+        data = tmp_path / "prepared" / "de-en"
+        data.mkdir(parents=True)
+        output = run(tmp_path, "--data", data, status=2)
+        assert f"argument --data: {data} is not allowed" in output
+        assert data.exists()
+
     def test_what_failed_and_the_command_that_repeats_it(self, tmp_path):
         output = run(tmp_path, "--methods", "bad,baseline", "--seeds", 1, status=1)
         assert "1 of 2 failed; a rerun tries them again:" in output

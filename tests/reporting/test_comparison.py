@@ -192,3 +192,17 @@ class TestCommand:
     def test_misuse(self, folders, capsys, options, message):
         assert main(["report", *folders, *options]) != 0
         assert message in capsys.readouterr().err
+
+
+def test_pairs_are_told_apart_by_all_that_is_matched():
+    """Folds and seeds: each run has its own partner."""
+    runs = [
+        run(f"{method}/fold{fold}/seed{seed}", 10 * fold + seed + gain)
+        for method, gain in (("baseline", 0.0), ("sam", 1.0))
+        for fold in (1, 2)
+        for seed in (1, 2, 3)
+    ]
+    runs[-1] = run("sam/fold2/seed3", 26.0)  # gains 3
+    found = differences(runs, r"/(fold|seed)\d+", "baseline", "BLEU")
+    assert found["sam"].pairs == 6
+    assert found["sam"].mean == pytest.approx(8 / 6)

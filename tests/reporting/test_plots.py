@@ -149,8 +149,18 @@ class TestReport:
         }
         radii = {"ga_sam@0.0002": 2e-4, "ga_sam@0.001": 1e-3, "ga_sam@0.005": 5e-3}
         assert points == {(radius, *looks(loss)[name]) for name, radius in radii.items()}
-        without = looks(by_radius)["without perturbation"]
+        without = looks(by_radius)["adam, without perturbation"]
         assert without[0] == looks(loss)["adam"][0]
+
+    def test_groups_without_perturbation_are_not_averaged(self, drawn, tmp_path):
+        r_drop = [made_run(f"r_drop/seed{seed}", None, None, shift=-0.5) for seed in (1, 2)]
+        runs = [*self.RUNS, *r_drop]
+        path = tmp_path / "plot.png"
+        axis = drawn(runs_plot.write_plot, runs, path, "title", "/seed[0-9]").axes[-1]
+        lines = {line.get_label(): line.get_ydata()[0] for line in axis.get_lines()}
+        for name in ("adam", "r_drop"):
+            losses = [run.best_valid_loss() for run in runs if run.name.startswith(name)]
+            assert lines[f"{name}, without perturbation"] == pytest.approx(sum(losses) / 2)
 
     def test_starts_are_labelled(self, axes):
         texts = {text.get_text(): text.xy[0] for text in axes[0].texts}
