@@ -131,7 +131,9 @@ class PerSentenceCriterion(FairseqCriterion):
                 "forward pass; override per_sentence_losses instead of unreduced_losses"
             )
         unreduced = self.unreduced_losses(recorded, recorded.net_output, sample)
-        num_sentences = sample.get("nsentences", unreduced.size(0))
+        num_sentences = int(sample.get("nsentences", unreduced.size(0)))
+        if unreduced.size(0) == _num_rows(sample) > num_sentences:  # the last ones only pad
+            return unreduced[:num_sentences]
         if unreduced.size(0) != num_sentences:
             raise ValueError(
                 f"{type(self).__qualname__}.unreduced_losses returned {unreduced.size(0)} rows for "
@@ -160,3 +162,10 @@ class PerSentenceCriterion(FairseqCriterion):
             raise NotImplementedError(f"{type(self).__qualname__} must define unreduced_losses")
         token_losses = self.compute_loss(model, net_output, sample, reduce=False)[0]
         return one_row_per_sentence(token_losses, sample["target"].size(0))
+
+
+def _num_rows(sample: Dict[str, Any]) -> int:
+    """Returns how many rows a mini-batch's text has; ``--pad-to-fixed-bsz`` adds empty ones."""
+    inputs = sample.get("net_input")
+    tokens = inputs.get("src_tokens") if isinstance(inputs, dict) else None
+    return int(tokens.size(0)) if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0

@@ -159,7 +159,8 @@ def log(logging_outputs: List[LoggingOutput], criterion: Any) -> None:
     if perturbed:
         # By number, for fairseq may have added up the outputs of a worker.
         if _total(logging_outputs, "sam_compared") == batches:
-            size = _total(logging_outputs, "sample_size") or 1
+            known = any("sample_size" in output for output in logging_outputs)
+            size = _total(logging_outputs, "sample_size") if known else 1
             metrics.log_scalar(
                 "sharpness", _sharpness(logging_outputs, criterion), size, priority=31, round=DIGITS
             )

@@ -36,6 +36,18 @@ def refuse_criterion(criterion: nn.Module, config: SharpnessAwareConfig) -> None
             f"argument --criterion: {name} needs the other sentences of the batch: it cannot be "
             "perturbed sentence by sentence"
         )
+    if config.perturbation.per_instance and not _logs_can_be_summed(criterion):
+        stop(
+            f"argument --criterion: what {name} logs cannot be summed, as where losses are means: "
+            "it cannot be perturbed sentence by sentence"
+        )
+
+
+def _logs_can_be_summed(criterion: nn.Module) -> bool:
+    """Returns what a criterion says; of one that says nothing fairseq assumes the worst."""
+    silent = (None, criterions.FairseqCriterion.logging_outputs_can_be_summed)
+    said = getattr(type(criterion), "logging_outputs_can_be_summed", None)
+    return said in silent or bool(criterion.logging_outputs_can_be_summed())  # type: ignore[operator]
 
 
 def refuse_collectives(model: nn.Module) -> None:

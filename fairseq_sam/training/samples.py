@@ -183,10 +183,9 @@ def _used_columns(
     value: Any = holder.get(key)
     if isinstance(value, list):
         texts = [each for each in value if _is_text(each)]
-        return torch.stack([each.ne(padding_idx).any(0) for each in texts]).any(0)
+        return _or_first(torch.stack([each.ne(padding_idx).any(0) for each in texts]).any(0))
     if _is_text(value):
-        used: Tensor = value.ne(padding_idx).any(0)
-        return used
+        return _or_first(value.ne(padding_idx).any(0))
     lengths = "src_lengths" if is_source else "target_lengths"
     now: Any = holder.get(lengths)
     then: Any = before.get(lengths)
@@ -196,6 +195,12 @@ def _used_columns(
     if int(then.max()) != width:  # they count something else
         return None
     return torch.arange(width, device=value.device) < now.max().to(value.device)
+
+
+def _or_first(used: Tensor) -> Tensor:
+    """Takes the first column where there is no other: of rows that only pad."""
+    used[:1] |= ~used.any()
+    return used
 
 
 def _is_like(value: Any, other: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 import fairseq_sam
 from fairseq_sam.criterions.float64 import preserve_float64
-from tests.criterions.test_fairseq_train_per_sentence import RUNS
+from tests.criterions.test_fairseq_train_per_sentence import DECODER, RUNS, text
 from tests.fairseq_runs import TRAINING, TRANSLATION, Run, split
 
 RHO = 0.05
@@ -177,6 +177,38 @@ def test_runs_of_every_criterion_log_what_the_base_optimizer_logs(
         assert (key in first) == (key in adam)
         if key in adam:
             assert float(first[key]) == pytest.approx(float(adam[key]), abs=2e-3), key
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--optimizer per_instance_sam --sam-rho 1e-9 --criterion cross_entropy",
+        "--optimizer delta_sam --sam-rho 1e-9 --criterion per_sentence_cross_entropy",
+        *(
+            f"--optimizer adam --criterion {name}_cross_entropy --{flag} 0"
+            for name, flag in (
+                ("r_drop", "r-drop-alpha"),
+                ("r3f", "r3f-lambda"),
+                ("smart", "smart-lambda"),
+            )
+        ),
+    ],
+)
+def test_rows_that_only_pad_add_nothing(
+    fairseq_train: Callable[..., Run], tmp_path: Path, flags: str
+):
+    """``--pad-to-fixed-bsz`` adds them to a smaller last batch: here 5, 5 and 2 lines."""
+    text(tmp_path)
+    task = (
+        tmp_path,
+        f"--task language_modeling --sample-break-mode eos --tokens-per-sample 16 --arch "
+        f"transformer_lm {DECODER} --dropout 0 --batch-size 5 --pad-to-fixed-bsz",
+    )
+    run = fairseq_train(flags, "--max-update 3", task=task)
+    adam = fairseq_train("--optimizer adam --criterion cross_entropy --max-update 3", task=task)
+    assert run.updates() == adam.updates() == 3
+    for key in ("loss", "gnorm"):
+        assert run.values(key) == pytest.approx(adam.values(key), abs=2e-3)
 
 
 def test_a_batch_of_one_sentence_is_sams(fairseq_train: Callable[..., Run]):

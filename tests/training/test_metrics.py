@@ -44,6 +44,19 @@ def logged(outputs):
     return {name: float(value) for name, value in aggregator.get_smoothed_values().items()}
 
 
+def test_an_update_without_a_target_does_not_count():
+    """Of masked tokens there may be none: the loss is 0 / 0, and fairseq gives it no weight."""
+    with fairseq_metrics.aggregate(new_root=True) as aggregator:
+        for outputs in (
+            [described(8.0, 10.0)],
+            [described(0.0, 0.0, torch.tensor(0.0))],
+            [described(8.0, 10.0)],
+        ):
+            metrics.log(outputs, CRITERION)
+        found = aggregator.get_smoothed_values()["sharpness"]
+    assert float(found) == pytest.approx(logged([described(8.0, 10.0)])["sharpness"])
+
+
 def test_nothing_without_a_sharpness_aware_run():
     assert logged([logging_output(), logging_output()]) == {}
 

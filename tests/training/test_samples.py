@@ -388,3 +388,5 @@ def test_rows_that_only_pad_are_rows():
         holder[key] = torch.cat([holder[key], torch.full((1, 3), PAD)])
     parts = split_sentences(whole, PAD)
     assert [part["ntokens"] for part in parts] == [3, 2, 0]
+    assert parts[-1]["net_input"]["src_tokens"].tolist() == [[PAD]]
+    assert parts[-1]["target"].tolist() == [[PAD]]

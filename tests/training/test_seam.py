@@ -248,6 +248,28 @@ def test_sentences_perturbed_on_their_own_count_as_the_task_weighs_them():
     assert model.weight.grad.tolist() == pytest.approx([0.2 * 6, 0])
 
 
+def test_losses_that_are_means_are_not_taken_sentence_by_sentence():
+    """tacotron2 and its kind say that what they log cannot be summed."""
+
+    class OfMeans(nn.Module):
+        padding_idx = 1
+
+        def forward(self, model, sample):
+            loss = (model.weight[0] * sample["x"]).mean()
+            return loss, sample["nsentences"], {"loss": loss.detach()}
+
+        @staticmethod
+        def logging_outputs_can_be_summed():
+            return False
+
+    task, model = Task(), Model()
+    seam.connect(task)
+    sample = {"id": torch.arange(3), "nsentences": 3, "x": torch.ones(3, dtype=torch.float64)}
+    with pytest.raises(SystemExit, match="OfMeans logs cannot be summed"):
+        task.train_step(sample, model, OfMeans(), optimizer("per_instance_sam"), 0)
+    task.train_step(sample, model, OfMeans(), optimizer("sam"), 0)
+
+
 def test_a_copy_of_a_criterion_is_perturbed_like_the_original(parts):
     task, model, criterion = parts
     clone = copy.deepcopy(criterion)

@@ -120,7 +120,8 @@ class RegularisedCriterion(PerSentenceCriterion):
 
         def divergence(first: RecordedModel, second: RecordedModel) -> Tensor:
             with preserve_float64(model):
-                return DIVERGENCES[self.stock_name](self, first, second, sample)
+                found = DIVERGENCES[self.stock_name](self, first, second, sample)
+            return found[: len(seen[0].losses)]  # without the rows of --pad-to-fixed-bsz
 
         def at_average() -> RecordedModel:
             return self._pass_at_average(sample)
