@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from fairseq_sam.analysis.dataset_loss import evaluation_mode
 from fairseq_sam.perturbation import PerturbationSettings, PerturbedWeights
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
-from fairseq_sam.reporting.numbers import mean_of, sample_deviation
 from fairseq_sam.training.samples import split_sentences
 
 
@@ -191,5 +190,6 @@ def estimate(values: Sequence[float]) -> Estimate:
     >>> estimate([1.0, 3.0])
     Estimate(mean=2.0, standard_error=1.0)
     """
-    error = sample_deviation(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return Estimate(mean_of(values), error)
+    found = torch.tensor(values, dtype=torch.float64)
+    error = float(found.std()) / math.sqrt(len(values)) if len(values) > 1 else None
+    return Estimate(float(found.mean()), error)
