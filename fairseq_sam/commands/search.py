@@ -112,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
     command = _training_command(args)
     _check_arguments(args)
     require_fairseq()
+    from fairseq_sam.experiments.conduct import tell
     from fairseq_sam.experiments.errors import MisuseError
     from fairseq_sam.experiments.processes import termination_interrupts
     from fairseq_sam.experiments.search.course import check_before, conduct
@@ -124,12 +125,12 @@ def run(args: argparse.Namespace) -> int:
         return _print_commands(args, command)
     try:
         with termination_interrupts():
-            summary = conduct(_plan(args), command, _slots(args, command), _tell)
+            summary = conduct(_plan(args), command, _slots(args, command), tell)
             _show(args, summary)
     except OSError as error:
         raise CommandError(f"{error.filename or args.out}: {error.strerror}") from error
     except KeyboardInterrupt:
-        print("fairseq-sam search: stopped; the same command goes on", file=sys.stderr)
+        tell("fairseq-sam search: stopped; the same command goes on")
         return 130
     return 0
 
@@ -201,10 +202,6 @@ def _slots(args: argparse.Namespace, command: TrainingCommand) -> List[Optional[
     if gpus and args.gpus_per_run > len(gpus):
         args.misuse(f"argument --gpus-per-run: {args.gpus_per_run}, but there are {len(gpus)} GPUs")
     return gpu_slots(gpus, args.gpus_per_run, args.parallel)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:

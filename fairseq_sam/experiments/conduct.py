@@ -59,23 +59,24 @@ def main(recipe: Recipe, program: str, arguments: Sequence[str]) -> int:
             with termination_interrupts():
                 run(experiment, program, arguments)
     except (MisuseError, OtherSettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 2
     except FairseqSamError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         return 1
     except OSError as error:
-        print(f"error: {error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        tell(f"error: {error.filename or 'output'}: {error.strerror or error}")
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        tell("stopped; the same command goes on")
         return 130
     return 0
 
 
 def tell(line: str) -> None:
-    """Says what goes on."""
-    print(line, file=sys.stderr, flush=True)
+    """Says what goes on; whether anybody can still read it is no matter to the work."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def choose_gpus(options: argparse.Namespace, on_cpu: bool, only_check: bool) -> None:

@@ -205,16 +205,20 @@ class Runner:
                 pass_fds=self.locks,
             )
         watch = job.watch if command.log else _look_away
-        while True:
-            try:
-                status = process.wait(POLL_SECONDS)
-                watch(start)
-                return status, ""
-            except subprocess.TimeoutExpired:
-                reason = "stopped" if self._stopping.is_set() else watch(start)
-                if reason:
-                    end_group(process)
-                    return process.returncode, reason
+        try:
+            while True:
+                try:
+                    status = process.wait(POLL_SECONDS)
+                    watch(start)
+                    return status, ""
+                except subprocess.TimeoutExpired:
+                    reason = "stopped" if self._stopping.is_set() else watch(start)
+                    if reason:
+                        end_group(process)
+                        return process.returncode, reason
+        finally:
+            if process.returncode is None:  # watching it failed: nobody would end it any more
+                end_group(process)
 
     def _environment(self, slot: Optional[str]) -> Dict[str, str]:
         environment = dict(os.environ)

@@ -16,12 +16,25 @@ GRACE_SECONDS = 10.0
 
 @contextlib.contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """Lets SIGTERM end the work in good order too, as Ctrl-C does."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Lets SIGTERM and the loss of the terminal end the work in good order too, as Ctrl-C does.
+
+    What is ignored stays so, as SIGHUP is under ``nohup``.
+    """
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number, handler in previous.items() if handler is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, _interrupt_once)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in heard:
+            signal.signal(number, previous[number])
+
+
+def _interrupt_once(number: int, _: object) -> None:
+    # Kernel and shell both tell of a lost terminal: the second time must not cut the end short.
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def end_group(process: subprocess.Popen) -> None:

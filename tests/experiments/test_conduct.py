@@ -144,8 +144,10 @@ class TestStages:
 
 
 class TestInterruptions:
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_stopped(self, tmp_path, number):
+    @pytest.mark.parametrize(
+        "numbers", [[signal.SIGINT], [signal.SIGTERM], [signal.SIGHUP, signal.SIGHUP]]
+    )
+    def test_stopped(self, tmp_path, numbers):
         code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         code += f"import runpy, sys; sys.argv[0] = '{TABLE}'; sys.path.insert(0, '{ROOT}');"
         code += f"runpy.run_path('{TABLE}', run_name='__main__')"
@@ -157,13 +159,24 @@ class TestInterruptions:
             text=True,
         )
         wait_until(lambda: len(starts(tmp_path)) == 2)
-        process.send_signal(number)
+        for number in numbers:  # kernel and shell both tell of a lost terminal
+            process.send_signal(number)
+            time.sleep(0.2)
         _, messages = process.communicate(timeout=30)
         assert process.returncode == 130
         assert messages.splitlines()[-1] == "stopped; the same command goes on"
         assert done(tmp_path) == ["download", "prepare"]
         run(tmp_path)
         assert done(tmp_path) == DONE
+
+    def test_nobody_reads_what_it_tells(self, tmp_path):
+        """As behind ``2>&1 | head``."""
+        process = start(tmp_path)
+        process.stdout.readline()
+        process.stdout.close()
+        process.wait(120)
+        assert done(tmp_path) == DONE
+        assert (tmp_path / "report.md").read_text() == "1\n" * 4
 
     @pytest.mark.parametrize("moment", [0.2, 0.6, 1.0, 1.4, 1.8])
     def test_killed(self, tmp_path, moment):

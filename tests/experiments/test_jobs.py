@@ -1,5 +1,6 @@
 """Jobs: what is done once, several at once, how they end, and what is left when they are killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from fairseq_sam.experiments.command_lines import Command, commands
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import BusyError, JobError, OtherSettingsError
 from fairseq_sam.experiments.jobs import Job, Runner
-from fairseq_sam.experiments.processes import duration
+from fairseq_sam.experiments.processes import duration, termination_interrupts
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +39,18 @@ def folder(tmp_path):
 
 def shell(text):
     return Command(("sh", "-c", text))
+
+
+def is_at_work(group):
+    """Tells whether a group has processes; those that were just killed have a moment."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
+        found = [line.split() for line in listed.splitlines()]
+        if not [stat for pgid, stat in found if pgid == group and not stat.startswith("Z")]:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 class TestRunner:
@@ -118,16 +131,45 @@ class TestRunner:
                 Runner([None], print).run([made])
         finally:
             signal.signal(signal.SIGINT, previous)
-        group = (folder / "pid").read_text().strip()
-        listed = subprocess.run(["ps", "-eo", "pgid,stat"], capture_output=True, text=True).stdout
-        left = [line.split() for line in listed.splitlines()]
-        assert [stat for pgid, stat in left if pgid == group and not stat.startswith("Z")] == []
+        assert not is_at_work((folder / "pid").read_text().strip())
+        assert not (folder / "done" / "a").exists()
+
+    @pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed")])
+    def test_no_process_is_left_that_cannot_be_watched(self, folder, error):
+        """Its log was moved away, or nobody reads any more what is told of it."""
+        pid = folder / "pid"
+
+        def watch(_):
+            if pid.exists() and pid.read_text():
+                raise error
+            return ""
+
+        made = job(folder, "a")
+        made.watch = watch
+        script = f"echo $$ > {pid}; sleep 60 & sleep 60"
+        made.steps = lambda: [Command(("sh", "-c", script), log=str(made.log))]
+        try:
+            with pytest.raises((JobError, ValueError), match=r"Broken pipe|closed"):
+                Runner([None], print).run([made])
+            assert not is_at_work(pid.read_text().strip())
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(int(pid.read_text()), signal.SIGKILL)
         assert not (folder / "done" / "a").exists()
 
     def test_durations_in_words(self):
         assert [duration(s) for s in (0.4, 89, 90, 3599, 4200)] == [
             *("0 s", "89 s", "2 min", "1 h 0 min", "1 h 10 min"),
         ]
+
+
+def test_a_lost_terminal_is_nothing_to_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with termination_interrupts():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 class TestDirectory:
