@@ -21,6 +21,10 @@ class Result(NamedTuple):
     difference: float
 
 
+Results = Dict[str, Dict[str, Result]]
+"""By method and seed."""
+
+
 def read_result(run: Path) -> Result:
     """Reads the last validation of the log, and the risk."""
     accuracy = parse_log(read_lines(run / "train.log"))[-1].valid["accuracy"]
@@ -36,13 +40,14 @@ def spread(values: List[float], digits: int) -> str:
     return text if len(values) < 2 else f"{text} ± {statistics.stdev(values):.{digits}f}"
 
 
-def table(results: Dict[str, List[Result]]) -> str:
+def table(results: Results) -> str:
     """Returns one row a method."""
     rows = [
         "| method | accuracy (%) | loss | adversarial loss | difference |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
-    for method, runs in results.items():
+    for method, by_seed in results.items():
+        runs = list(by_seed.values())
         columns = [spread([run.accuracy for run in runs], 1)]
         for field in ("clean", "adversarial", "difference"):
             columns.append(spread([getattr(run, field) for run in runs], 3))
@@ -50,15 +55,15 @@ def table(results: Dict[str, List[Result]]) -> str:
     return "\n".join(rows)
 
 
-def comparisons(results: Dict[str, List[Result]]) -> str:
+def comparisons(results: Results) -> str:
     """Returns, for each pair of neighbours, in how many seeds the first has the higher risk."""
     lines = []
     methods = list(results)
     for first, second in zip(methods, methods[1:]):
-        gaps = [
-            one.adversarial - other.adversarial
-            for one, other in zip(results[first], results[second])
-        ]
+        ones, others = results[first], results[second]
+        gaps = [ones[s].adversarial - others[s].adversarial for s in ones if s in others]
+        if not gaps:
+            continue
         higher = sum(gap > 0 for gap in gaps)
         lines.append(
             f"- adversarial loss of {first} minus {second}: {spread(gaps, 3)}, "
@@ -71,9 +76,9 @@ def main() -> None:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders METHOD/seedN")
-    results: Dict[str, List[Result]] = {}
+    results: Results = {}
     for run in parser.parse_args().runs:
-        results.setdefault(run.parent.name, []).append(read_result(run))
+        results.setdefault(run.parent.name, {})[run.name] = read_result(run)
     print(table(results))
     print()
     print(comparisons(results))

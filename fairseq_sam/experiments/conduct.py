@@ -26,7 +26,7 @@ from fairseq_sam.experiments.processes import (
     visible_gpus,
 )
 from fairseq_sam.experiments.recipe import Recipe
-from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, training_job
+from fairseq_sam.experiments.stages import SHARED, job_named, jobs_of, possible_jobs, training_job
 from fairseq_sam.files.reading import read_text
 from fairseq_sam.files.writing import write_text
 
@@ -130,27 +130,41 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
             else:
                 runner.run([job])
             return
-        for number in range(options.stage, options.stop_stage + 1):
-            if not do_stage(x, runner, number):
-                return
-    tell(f"finished in {duration(time.monotonic() - begin)}")
+        failures: List[str] = []
+        stages = range(options.stage, options.stop_stage + 1)
+        try:
+            to_the_end = all(do_stage(x, runner, number, failures) for number in stages)
+        except JobError as error:
+            failures.append(str(error))
+    if failures:
+        raise JobError("\n  ".join(failures))
+    if to_the_end:
+        tell(f"finished in {duration(time.monotonic() - begin)}")
 
 
-def do_stage(x: Experiment, runner: Runner, number: int) -> bool:
-    """Does what is left of a stage; false where it was handed over to an array job."""
-    if number >= 3 and number < 6:
-        x.check_done("prepare", 2)
+def do_stage(x: Experiment, runner: Runner, number: int, failures: List[str]) -> bool:
+    """Does what is left of a stage; false where it was handed over to an array job.
+
+    A job that fails takes along what goes on from it, and nothing else.
+
+    Args:
+        x: the experiment.
+        runner: of its jobs.
+        number: of the stage.
+        failures: is added to by what failed, or was left undone by an earlier command.
+
+    Raises:
+        ExperimentError: nothing of the stage can be done.
+        JobError: all of it failed.
+    """
     if number == 6:
-        Runner([None], tell, counted=False).run(jobs_of(x, number)[0])
-        print(read_text(Path(x.out, "report.md")), end="", flush=True)
-        for line in (f"table: {x.out}/report.md", *x.recipe.closing(x)):
-            tell(line)
+        report(x, failures)
         return True
-    groups = jobs_of(x, number)
+    if number >= 3:
+        x.check_done("prepare", 2)
+    failed: List[str] = []
+    groups = possible_jobs(x, number, failures)
     for jobs in groups:
-        for job in jobs:
-            if number == 5:
-                x.check_done(job.name.replace("score.", "train.", 1), 4)
         left = [job for job in jobs if not job.record.exists()]
         for job in jobs:
             if job not in left:
@@ -160,8 +174,25 @@ def do_stage(x: Experiment, runner: Runner, number: int) -> bool:
             return False
         if left:
             tell(f"stage {number}: {STAGES[number - 1]}")
-            runner.run(left)
+            try:
+                runner.run(left)
+            except JobError as error:
+                failed.append(str(error))
+    if failed and not any(job.record.exists() for jobs in groups for job in jobs):
+        raise JobError("\n  ".join(failed))
+    failures += failed
     return True
+
+
+def report(x: Experiment, failures: List[str]) -> None:
+    """Tabulates what has been scored."""
+    Runner([None], tell, counted=False).run(jobs_of(x, 6)[0])
+    print(read_text(Path(x.out, "report.md")), end="", flush=True)
+    for line in (f"table: {x.out}/report.md", *x.recipe.closing(x)):
+        tell(line)
+    if x.options.stage == 6:
+        left_out = [run for run in x.runs() if run not in x.scored()]
+        failures += [f"{x.path(*run)}: not scored, not in the table" for run in left_out]
 
 
 def _slots(options: argparse.Namespace) -> List[Optional[str]]:

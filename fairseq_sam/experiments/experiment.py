@@ -123,6 +123,10 @@ class Experiment:
         """Returns the folder of the epochs that all methods share."""
         return f"{self.out}/shared{self.seeded('/', seed)}"
 
+    def job_name(self, kind: str, method: str, seed: int) -> str:
+        """Returns the name of the job that trains or scores a run."""
+        return f"{kind}.{method}{self.seeded('.', seed)}"
+
     def done(self, name: str) -> bool:
         """Tells whether a job is done; in a dry run none is."""
         return not self.dry and self.record(name).exists()
@@ -280,6 +284,11 @@ class Experiment:
         return [
             pair for pair in pairs if method is None or (pair[0] == self.recipe.first) is method
         ]
+
+    def scored(self) -> List[tuple]:
+        """Returns the runs that have been scored, all of them where none has."""
+        runs = self.runs()
+        return [run for run in runs if self.done(self.job_name("score", *run))] or runs
 
     def download(self) -> Iterator[Step]:
         """Yields what gets the data."""

@@ -72,6 +72,7 @@ class Job:
             where its part of that begins; a text stops the job.
         outcome: makes the record of how it ended; raises JobError.
         begin: is called when it starts; what it returns is added to the line that says so.
+        after: the job whose work it goes on from, if there is one.
     """
 
     name: str
@@ -82,6 +83,14 @@ class Job:
     watch: Callable[[int], str] = lambda _: ""
     outcome: Callable[[Ending], Record] = finished
     begin: Callable[[], str] = lambda: ""
+    after: Optional[Job] = None
+
+    def missing(self) -> Optional[Job]:
+        """Returns the job that it waits for, None where it can be done or has been."""
+        before = self.after
+        if before is None or before.record.exists() or self.record.exists():
+            return None
+        return before
 
 
 @dataclass

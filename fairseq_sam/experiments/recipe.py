@@ -174,7 +174,7 @@ class Recipe:
 
     def reported(self, x: Experiment) -> List[str]:
         """Returns the folders of the runs to report."""
-        return [x.path(*run) for run in x.runs()]
+        return [x.path(*run) for run in x.scored()]
 
     def closing(self, x: Experiment) -> List[str]:
         """Returns what to say at the end."""

@@ -32,6 +32,27 @@ def jobs_of(x: Experiment, stage: int) -> List[List[Job]]:
     return [[_job(x, "report", "reporting", x.report)]]
 
 
+def possible_jobs(x: Experiment, number: int, failures: List[str]) -> List[List[Job]]:
+    """Returns a stage's jobs but for those that wait for one that is not done.
+
+    Args:
+        x: the experiment.
+        number: of the stage.
+        failures: is added to by what is waited for, if this command has not tried it itself.
+
+    Raises:
+        ExperimentError: all of them wait.
+    """
+    groups = jobs_of(x, number)
+    missing = [job.missing() for jobs in groups for job in jobs]
+    waited_for = {job.name: job for job in missing if job is not None}
+    if waited_for and None not in missing:
+        x.check_done(next(iter(waited_for)), number - 1)
+    if number == x.options.stage:
+        failures += [f"{job.title}: not done, {job.log}" for job in waited_for.values()]
+    return [[job for job in jobs if job.missing() is None] for jobs in groups]
+
+
 def job_named(x: Experiment, name: str) -> Job:
     """Returns a job.
 
@@ -55,7 +76,9 @@ def training_job(x: Experiment, method: str, seed: int) -> Job:
         return x.train_shared(seed) if shared else x.train(method, seed)
 
     title = f"training {'the shared epochs' if shared else method} with seed {seed}"
-    job = _job(x, f"train.{method}{x.seeded('.', seed)}", title, steps, x.train_log(folder))
+    job = _job(x, x.job_name("train", method, seed), title, steps, x.train_log(folder))
+    if not shared and (x.options.start_epoch or 1) > 1:
+        job.after = training_job(x, SHARED, seed)
     if x.options.nodes > 1 and not x.node:
         watch, signal = job.watch, Path(folder, LAUNCHED)
 
@@ -78,8 +101,10 @@ def _shared_jobs(x: Experiment) -> List[Job]:
 
 def _score_job(x: Experiment, method: str, seed: int) -> Job:
     title, log = f"scoring {method} with seed {seed}", Path(x.path(method, seed), "score.log")
-    name = f"score.{method}{x.seeded('.', seed)}"
-    return _job(x, name, title, lambda: x.score(method, seed), log)
+    name = x.job_name("score", method, seed)
+    job = _job(x, name, title, lambda: x.score(method, seed), log)
+    job.after = training_job(x, method, seed)
+    return job
 
 
 def _job(

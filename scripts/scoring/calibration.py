@@ -20,7 +20,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
@@ -109,7 +108,7 @@ def records_of(answers: Answers, of_tokens: bool, prefix: str = "") -> Records:
     accuracy = 100 * float(answers.right.mean())
     named: List[Tuple[str, float]] = [("Token accuracy" if of_tokens else "Accuracy", accuracy)]
     if of_tokens:
-        named.append(("Perplexity", math.exp(nll)))
+        named.append(("Perplexity", scores.perplexity(nll)))
     named += [
         ("NLL", nll),
         ("ECE", 100 * calibration_error(answers.right, answers.confidence)),

@@ -164,9 +164,8 @@ def score(args: argparse.Namespace) -> Records:
         criterion.sentence_avg = False  # per token, however it was trained
         loss = DatasetLoss(trained.model, criterion, samples)()
         write_hypotheses([f"{loss}"], args.output)
-        return [
-            {"name": "Perplexity", "score": math.exp(loss), "signature": "per token, with </s>"}
-        ]
+        found = scores.perplexity(loss)
+        return [{"name": "Perplexity", "score": found, "signature": "per token, with </s>"}]
     predictions, targets = predict(trained, criterion, samples)
     pairs = zip(predictions.tolist(), targets.tolist())
     write_hypotheses((f"{p!r} {t!r}" for p, t in pairs), args.output)

@@ -1,6 +1,7 @@
 """What the scoring programs share: generated text, p-values, and the files that they write."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Sequence
@@ -60,6 +61,18 @@ def two_sided_p_value(differences: Sequence[float], observed: float) -> float:
     found = np.asarray(differences)
     beyond = np.abs(found - found.mean()) >= abs(observed)
     return float((beyond.sum() + 1) / (len(found) + 1))
+
+
+def perplexity(nll: float) -> float:
+    """Returns the perplexity of a mean negative log-likelihood in nats.
+
+    >>> perplexity(0.0), perplexity(710.0)  # beyond what a float holds
+    (1.0, inf)
+    """
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def write_hypotheses(lines: Iterable[str], scores: Path) -> None:

@@ -33,12 +33,9 @@ class Made(Recipe):
     shared = ""
     preparation = "sh -c 'echo text > {dir}/text'"
     score = "sh -c 'wc -l < {run}/starts > {run}/scores'"
-    report = "cat {run_files} > {out}/report.md"
+    report = "sh -c 'for run; do cat \"$run/scores\"; done' report {runs} > {out}/report.md"
     published = {}  # noqa: RUF012
     remembered = ("epochs",)
-
-    def choose(self, x):
-        return {"run_files": [f"{x.path(*run)}/scores" for run in x.runs()]}
 
 
 def training(self, folder, seed, flags):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from fairseq_sam.experiments import conduct
-from fairseq_sam.experiments.errors import JobError
+from fairseq_sam.experiments import ablation, conduct
+from fairseq_sam.experiments.errors import ExperimentError, JobError
 from fairseq_sam.experiments.experiment import Experiment
 from fairseq_sam.experiments.jobs import Job, Runner
 from fairseq_sam.experiments.options import parse
-from fairseq_sam.experiments.stages import training_job
+from fairseq_sam.experiments.stages import possible_jobs, training_job
 from tests.experiments.made_table import Made, training
 from tests.fairseq_runs import ROOT
 
@@ -137,6 +137,56 @@ class TestStages:
         assert again.returncode == 1
         assert len(starts(tmp_path)["bad/seed1"]) == 2
         assert len(starts(tmp_path)["baseline/seed1"]) == 1
+
+    def test_what_failed_takes_along_only_what_goes_on_from_it(self, tmp_path):
+        options = ["--methods", "baseline,bad,sam", "--seeds", 1]
+        log = f"{tmp_path}/runs/bad/seed1/train.log"
+        for number in (1, 2):
+            output = run(tmp_path, *options, status=1)
+            assert (tmp_path / "report.md").read_text() == "1\n" * 2
+            assert f"table: {tmp_path}/report.md" in output
+            errors = output[output.rindex("\nerror: ") :]
+            assert errors.count(f"{log}: it ended with status 1: begin") == 1
+            assert "finished in" not in output
+            assert {name: len(lines) for name, lines in starts(tmp_path).items()} == {
+                **{"baseline/seed1": 1, "bad/seed1": number, "sam/seed1": 1},
+            }
+            assert {"score.baseline.seed1", "score.sam.seed1"} < set(done(tmp_path))
+        assert not {"train.bad.seed1", "score.bad.seed1"} & set(done(tmp_path))
+
+    def test_what_failed_before_is_named_in_later_stages(self, tmp_path):
+        options = ["--methods", "baseline,bad", "--seeds", 1]
+        run(tmp_path, *options, "--stop-stage", 4, status=1)
+        output = run(tmp_path, *options, "--stage", 5, status=1)
+        last = output.splitlines()[-1]
+        assert last.startswith("error: training bad with seed 1: not done, ")
+        assert last.endswith("/runs/bad/seed1/train.log")
+        (tmp_path / "report.md").unlink()
+        output = run(tmp_path, *options, "--stage", 6, status=1)
+        assert output.splitlines()[-1].endswith("/runs/bad/seed1: not scored, not in the table")
+        assert (tmp_path / "report.md").read_text() == "1\n"
+        assert len(starts(tmp_path)["bad/seed1"]) == 1
+        run(tmp_path, "--methods", "baseline", "--seeds", 1, "--stage", 6)
+
+    def test_where_all_fail_nothing_follows(self, tmp_path):
+        output = run(tmp_path, "--methods", "bad", status=1)
+        assert "2 of 2 failed; a rerun tries them again:" in output
+        assert "scoring" not in output
+        assert done(tmp_path) == ["download", "prepare"]
+
+    def test_a_seed_without_its_shared_epochs_is_left_out(self, tmp_path):
+        options = parse(Made(), "made", ["--out", str(tmp_path), "--gpus", "0", "--stage", "4"])
+        options.start_epoch = 2
+        x = Experiment(Made(), options, print)
+        with pytest.raises(ExperimentError, match="stage 3 has not been done"):
+            possible_jobs(x, 4, [])
+        x.record("train.shared.seed1").parent.mkdir()
+        x.record("train.shared.seed1").touch()
+        failures = []
+        ((*jobs,),) = possible_jobs(x, 4, failures)
+        assert [job.name for job in jobs] == ["train.baseline.seed1", "train.sam.seed1"]
+        log = f"{tmp_path}/shared/seed2/train.log"
+        assert failures == [f"training the shared epochs with seed 2: not done, {log}"]
 
     def test_a_job_that_is_not_there(self, tmp_path):
         output = run(tmp_path, "--job", "train.asam.seed1", status=2)
@@ -306,6 +356,16 @@ class TestMachines:
         with pytest.raises(JobError):
             runner.run([job, training_job(x, "bad", 2)])
         assert not list(tmp_path.glob("**/launched"))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"), [([0, 0], 0), ([1, 0], 1), ([0, 1], 1), ([2], 2), ([130], 130)]
+)
+def test_the_second_of_two_tables_after_failures_in_the_first(monkeypatch, statuses, expected):
+    left = [*statuses]
+    monkeypatch.setattr(conduct, "main", lambda *_: left.pop(0))
+    assert ablation.main("scripts/ablation.sh", ["--small"]) == expected
+    assert left == []
 
 
 @pytest.mark.parametrize("deleted", ["nothing", "half", "all"])

@@ -102,6 +102,22 @@ def test_table(tmp_path: Path) -> None:
     ]
 
 
+def test_a_table_with_a_run_missing(tmp_path: Path) -> None:
+    """Seeds are compared with the same seeds."""
+    for seed in (1, 2, 3):
+        write_result(tmp_path / "adam" / f"seed{seed}", 70.0, 1.0, 2.0 + seed)
+        write_result(tmp_path / "sam" / f"seed{seed}", 74.0, 0.5, 1.0 + seed)
+    write_result(tmp_path / "asam" / "seed4", 74.0, 0.5, 1.0)
+    missing = tmp_path / "adam" / "seed1"
+    result = python("risk_table.py", *sorted({*tmp_path.glob("*/seed*")} - {missing}))
+    assert [line for line in result.stdout.splitlines() if line.startswith("- ")] == []
+    runs = [tmp_path / name / f"seed{i}" for name in ("adam", "sam") for i in (1, 2, 3)]
+    result = python("risk_table.py", *runs[1:])
+    assert result.stdout.splitlines()[-1] == (
+        "- adversarial loss of adam minus sam: 1.000 ± 0.000, positive for 2 of 2 seeds"
+    )
+
+
 @pytest.mark.slow
 def test_all_of_it(sentences: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from fairseq_sam.files.writing import write_json
+from fairseq_sam.reporting.scores import read_scores
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts" / "scoring"))
 
@@ -101,6 +104,18 @@ class TestAnswers:
         found = {r["name"]: r["score"] for r in calibration.records_of(answers, True)}
         assert found["Token accuracy"] == 50
         assert found["Perplexity"] == pytest.approx(math.exp(found["NLL"]))
+
+    def test_a_destroyed_model(self, tmp_path):
+        """Its perplexity is beyond what a float holds; the report does without."""
+        answers = calibration.answers_of(torch.tensor([[2000.0, 0.0]]), torch.tensor([1]))
+        records = calibration.records_of(answers, True)
+        assert {r["name"]: r["score"] for r in records}["Perplexity"] == math.inf
+        write_json(records, tmp_path / "scores.json")
+        remarks = []
+        found = read_scores(tmp_path, remarks.append)
+        assert "Perplexity" not in found
+        assert found["NLL"].value == 2000
+        assert len(remarks) == 1
 
 
 class TestLengthPenalty:

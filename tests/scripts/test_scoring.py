@@ -17,13 +17,14 @@ sacrebleu = pytest.importorskip("sacrebleu")
 pytest.importorskip("rouge_score")
 translations = importlib.import_module("translations")
 summaries = importlib.import_module("summaries")
+scores = importlib.import_module("scores")
 
 REFERENCES = [f"The cat number {i} sat on the mat, and it's asleep." for i in range(30)]
 GOOD = [line.replace("asleep", "awake") for line in REFERENCES]
 BAD = [line.replace("cat", "dog").replace("mat", "hat") for line in GOOD]
 
 
-@pytest.mark.parametrize("module", [translations, summaries])
+@pytest.mark.parametrize("module", [translations, summaries, scores])
 def test_examples_of_the_docs(module):
     assert doctest.testmod(module).failed == 0
 
@@ -146,3 +147,5 @@ def test_perplexity_is_per_token_whatever_a_model_was_trained_with(monkeypatch, 
         output=tmp_path / "scores.json",
     )  # fmt: skip
     assert predictions.score(args)[0]["score"] == pytest.approx(np.exp(2.0))
+    loss[False] = 1000.0  # a destroyed model
+    assert predictions.score(args)[0]["score"] == np.inf

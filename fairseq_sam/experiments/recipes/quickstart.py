@@ -183,10 +183,11 @@ rm -f {run}/checkpoints/checkpoint_best.pt
         # The runs of earlier commands in the same folder too.
         records = Path(x.out, ".done").glob("score.*")
         scored = sorted(path.name[6:] for path in records if path.suffix != ".lock")
-        return [x.path(name, 1) for name in dict.fromkeys([*x.options.methods, *scored])]
+        ours = [name for name, _ in x.scored()]
+        return [x.path(name, 1) for name in dict.fromkeys([*ours, *scored])]
 
     def closing(self, x: Experiment) -> List[str]:
-        models = " ".join(f"{x.path(name, 1)}/average.pt" for name in x.options.methods)
+        models = " ".join(f"{x.path(name, 1)}/average.pt" for name, _ in x.scored())
         return [
             "one seed is no evidence: seeds differ from each other as much as these two rows may",
             f"to use the environment: source {os.environ.get('VIRTUAL_ENV', 'VENV')}/bin/activate",
