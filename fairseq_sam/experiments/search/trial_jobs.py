@@ -41,8 +41,14 @@ _PREFIX = r"^(?:\[rank\d+\]:? ?)?(?:\w+\.)*"  # torchrun names the process, Pyth
 # fairseq's word for gradients and loss scales that ran away.
 _RAN_AWAY = re.compile(_PREFIX + r"(FloatingPointError\b.*)")
 # What others say of them: torch's distributions, matrix decompositions, a conversion to an integer.
+# Only errors of calculation: those of files and networks name paths and hosts, which may be /inf.
+_CALCULATION = re.compile(
+    _PREFIX + r"((?:Runtime|Value|Arithmetic|Overflow|ZeroDivision|Assertion|_?LinAlg)Error: .*)"
+)
+_NAMES = re.compile(r"""(?<!\w)(['"]).*?\1(?!\w)|(?<![\w/])/.*/\S*""")  # in quotes; paths
 _NOT_FINITE = re.compile(
-    _PREFIX + r"(\w+(?:Error|Exception): .*\b(?:nans?|inf|infs|infinity|infinite|not finite)\b.*)",
+    r"(?<![^\s(\[`])[+-]?(?:nans?|infs?|nans?/infs?|infs?/nans?|infinity|infinite|non-?finite|not"
+    r" finite)(?=[.,;:!]?(?:\s|$)|[)`])",
     re.IGNORECASE,
 )
 
@@ -183,5 +189,6 @@ def _divergence(lines: Sequence[str]) -> Optional[str]:
     may come after both.
     """
     ran_away = [match.group(1) for match in map(_RAN_AWAY.match, lines) if match]
-    not_finite = [match.group(1) for match in map(_NOT_FINITE.match, lines) if match]
+    calculation = [match.group(1) for match in map(_CALCULATION.match, lines) if match]
+    not_finite = [text for text in calculation if _NOT_FINITE.search(_NAMES.sub(" ", text))]
     return next(iter([*reversed(ran_away), *reversed(not_finite)]), None)

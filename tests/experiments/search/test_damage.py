@@ -218,6 +218,12 @@ class TestDivergence:
             "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",
             "ValueError: cannot convert float NaN to integer",
             "torch._C._LinAlgError: linalg.svd: the input contained nan or inf values",
+            "numpy.linalg.LinAlgError: Array must not contain infs or NaNs",
+            "OverflowError: cannot convert float infinity to integer",
+            "RuntimeError: Function 'MulBackward0' returned nan values in its 0th output.",
+            "RuntimeError: The total norm for gradients from `parameters` is non-finite, so it …",
+            "AssertionError: can't go on: the loss isn't finite: tensor(-inf, device='cuda:0')",
+            "RuntimeError: NaN/Inf in the loss",
         ],
     )
     def test_told_by_its_error(self, line):
@@ -230,6 +236,19 @@ class TestDivergence:
             "INFO | train | loss nan",
             "ValueError: no information",
             "2024-01-01 | FloatingPointError in a log message",
+            "OSError: [Errno 28] No space left on device: '/home/inf/x/checkpoint_last.pt.tmp'",
+            "OSError: [Errno 28] No space left on device, inf bytes wanted",
+            "FileNotFoundError: [Errno 2] No such file or directory: '/net/inf-cluster/train.bin'",
+            "FileNotFoundError: Dataset not found: valid (/home/a nan/bin)",
+            "socket.gaierror: [Errno -2] Name or service not known: inf",
+            "torch.distributed.DistNetworkError: failed to connect to inf (10.0.0.1)",
+            "RuntimeError: Parent directory /home/inf does not exist.",
+            "RuntimeError: Parent directory /home/my inf of old/x does not exist.",
+            "RuntimeError: [enforce fail] file inf/checkpoint_last.pt: write failed",
+            "RuntimeError: connecting to inf-cluster.uni.de:29500 or [inf]:29500 timed out",
+            'RuntimeError: cannot open file "a nan b"',
+            "ValueError: could not convert string to float: 'nan x'",
+            "KeyError: 'nan'",
         ],
     )
     def test_other_failures_are_none(self, line):
