@@ -103,7 +103,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="GPUs of each run: as many as the command is meant for, because its batch grows with "
              "them (default: %(default)s)")
     add("--start-from", type=Path, metavar="FILE",
-        help="the checkpoint that every run begins with, copied as its checkpoint_last.pt")
+        help="the checkpoint that every run begins with, copied as its checkpoint_last.pt; it must "
+             "stay as it is until the search is done")
     # fmt: on
 
 
@@ -192,6 +193,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         rule=StopRule(args.stop_margin, args.stop_after),
         start_from=args.start_from,
         shares=args.shares or (),
+        gpus_per_run=args.gpus_per_run,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import urllib.error
 import urllib.request
@@ -14,6 +13,7 @@ from typing import Callable
 
 from fairseq_sam import FairseqSamError
 from fairseq_sam.experiments.command_lines import Download
+from fairseq_sam.files.reading import sha256_of
 
 _PIECE = 1 << 20
 _TRIES = 3
@@ -48,7 +48,7 @@ def download(
             return
         os.replace(part, file)
     if wanted.sha256:
-        found = _sha256(file)
+        found = sha256_of(file)
         if found != wanted.sha256:
             os.replace(file, f"{file}.damaged")
             raise DownloadError(
@@ -112,11 +112,3 @@ def _is_whole(path: Path) -> bool:
     except (OSError, EOFError, zlib.error):
         return False
     return True
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for piece in iter(lambda: stream.read(_PIECE), b""):
-            digest.update(piece)
-    return digest.hexdigest()

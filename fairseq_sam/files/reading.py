@@ -7,6 +7,7 @@ device never ends: what is no regular file is refused here, in one line.
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ MOST_TEXT = 64 << 20
 
 MOST_LOG = 1 << 30
 _LONGEST_LINE = 1 << 20
+_PIECE = 1 << 20
 
 
 def open_regular(path: PathLike) -> BinaryIO:
@@ -94,6 +96,19 @@ def read_lines(path: PathLike) -> Iterator[str]:
             if not line:
                 return
             yield line.rstrip("\n")
+
+
+def sha256_of(path: PathLike) -> str:
+    """Returns the SHA-256 of a file of any size, in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read or is no regular file.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as stream:
+        for piece in iter(lambda: stream.read(_PIECE), b""):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def read_json(path: PathLike) -> Any:

@@ -1,13 +1,16 @@
 """Files that are read without waiting."""
 
+import hashlib
 import os
 
 import pytest
 
-from fairseq_sam.files.reading import read_json, read_lines, read_text
+from fairseq_sam.files.reading import read_json, read_lines, read_text, sha256_of
 
 
-@pytest.mark.parametrize("read", [read_text, lambda path: list(read_lines(path)), read_json])
+@pytest.mark.parametrize(
+    "read", [read_text, lambda path: list(read_lines(path)), read_json, sha256_of]
+)
 def test_what_is_no_file_is_named(read, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("nowhere")
@@ -29,3 +32,10 @@ def test_lines(tmp_path):
     lines = list(read_lines(tmp_path / "log"))
     assert lines[:4] == ["a", "b", "c\ufffd", ""]
     assert "".join(lines[4:]) == "d" + "x" * (3 << 20)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (2 << 20) + 1])
+def test_digest(tmp_path, size):
+    content = b"x" * size
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()

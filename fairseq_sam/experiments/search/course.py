@@ -18,7 +18,7 @@ from fairseq_sam.experiments.search.command_check import check_command
 from fairseq_sam.experiments.search.strategy import Strategy, follow, one_by_one, order_then_grid
 from fairseq_sam.experiments.search.summary import Summary, rows_of
 from fairseq_sam.experiments.search.training_command import TrainingCommand
-from fairseq_sam.experiments.search.trial_jobs import TrialRunner
+from fairseq_sam.experiments.search.trial_jobs import START_CONTENT, TrialRunner, content_of
 from fairseq_sam.experiments.search.trials import Result, StopRule, Trial
 
 
@@ -36,6 +36,7 @@ class Plan:
         rule: when to give up a run.
         start_from: the checkpoint that every run begins with.
         shares: of the loss, to be tried in place of absolute radii.
+        gpus_per_run: the batch grows with them.
     """
 
     directory: Path
@@ -47,6 +48,7 @@ class Plan:
     rule: StopRule
     start_from: Optional[Path]
     shares: Sequence[float] = ()
+    gpus_per_run: int = 1
 
     def strategy(self, width: int = 1) -> Strategy:
         """Returns the strategy, for so many radii at once."""
@@ -83,7 +85,11 @@ def conduct(
     results: Dict[Trial, Result] = {}
     with locked(plan.directory / ".lock") as lock:
         settings = settings_of(plan, command)
+        unknown = _not_noted(plan.directory / SETTINGS_NAME, settings)
         check_settings(plan.directory, settings, tell, "rho-*")
+        if unknown:
+            noted = f"begun by a version that did not note {unknown}"
+            tell(f"{plan.directory}: {noted}; taken to be as now")
         runner = TrialRunner(
             plan.directory, command, slots, plan.rule, tell, lock, plan.start_from, settings
         )
@@ -111,10 +117,18 @@ def settings_of(plan: Plan, command: TrainingCommand) -> Settings:
     return {
         "arguments of fairseq-train": list(command.arguments),
         "--start-from": None if plan.start_from is None else str(plan.start_from.absolute()),
+        START_CONTENT: None if plan.start_from is None else content_of(plan.start_from),
         "--stop-margin": plan.rule.margin,
         "--stop-after": plan.rule.patience,
         "--shares": command.shares,
+        "--gpus-per-run": plan.gpus_per_run,
     }
+
+
+def _not_noted(path: Path, ours: Settings) -> str:
+    """Returns the names of those settings that an earlier version did not write down."""
+    known = read_settings(path) or ours
+    return ", ".join(name for name in ours if name not in known and ours[name] is not None)
 
 
 def check_before(plan: Plan, command: TrainingCommand) -> None:

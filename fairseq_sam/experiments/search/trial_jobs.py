@@ -8,7 +8,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Callable, Dict, Iterator, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple
 
 from fairseq_sam.experiments.command_lines import Command, Step
 from fairseq_sam.experiments.directory import SETTINGS_NAME, Settings, set_aside
@@ -31,11 +31,14 @@ from fairseq_sam.experiments.search.trials import (
     read_result,
     read_validations,
 )
+from fairseq_sam.files.reading import sha256_of
 from fairseq_sam.files.writing import replaced, write_json
 
 # What the script fairseq-train does, under this interpreter.
 TRAINER = (sys.executable, "-c", "from fairseq_cli.train import cli_main; cli_main()")
 _CHECKPOINT = "checkpoint_last.pt"
+START_CONTENT = "content of --start-from"
+"""The setting that tells what was in the checkpoint that runs begin with."""
 
 _PREFIX = r"^(?:\[rank\d+\]:? ?)?(?:\w+\.)*"  # torchrun names the process, Python the module
 # fairseq's word for gradients and loss scales that ran away.
@@ -66,7 +69,8 @@ class TrialRunner:
         tell: is called with a line when a run starts and ends.
         lock: a file descriptor for the runs to inherit.
         start_from: the checkpoint that every run begins with, None for new weights.
-        settings: what the results depend on, kept beside each run.
+        settings: what the results depend on, kept beside each run; with ``start_from`` its content
+            is among them.
     """
 
     directory: Path
@@ -127,6 +131,11 @@ class TrialRunner:
         if self.start_from is not None and not again:
             with replaced(last) as temporary:
                 shutil.copyfile(self.start_from, temporary)
+                if content_of(temporary) != self.settings[START_CONTENT]:
+                    raise JobError(
+                        f"{self.start_from}: has changed since the search began: restore it, or"
+                        " use another --out"
+                    )
         return "goes on" if again else "starts"
 
     def _steps(self, trial: Trial) -> Iterator[Step]:
@@ -180,6 +189,15 @@ class TrialRunner:
         if result.status == FINISHED:
             return f"{self.command.metric} {result.value:.5g} in {result.updates} updates"
         return f"{result.status} ({result.reason})"
+
+
+def content_of(checkpoint: Path) -> Dict[str, Any]:
+    """Returns what tells a checkpoint from others by its path.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return {"bytes": checkpoint.stat().st_size, "SHA-256": sha256_of(checkpoint)}
 
 
 def _divergence(lines: Sequence[str]) -> Optional[str]:

@@ -13,6 +13,7 @@ import pytest
 from fairseq_sam.commands import main
 from fairseq_sam.experiments.directory import locked
 from fairseq_sam.experiments.processes import gpu_slots
+from fairseq_sam.experiments.search.trial_jobs import TrialRunner
 from tests.experiments.search.made_trainer import write_checkpoint
 from tests.fairseq_runs import ROOT, TRAINING, TRANSLATION, split
 from tests.scripts.script_runs import compare_after_kills
@@ -285,6 +286,70 @@ class TestGoesOn:
         assert search(tmp_path / "out", options=options) == 0
         assert {tuple(epochs) for epochs in starts(tmp_path / "out").values()} == {(2,)}
         assert checkpoint.read_bytes() == content
+
+
+class TestWhatRunsBeginWith:
+    """Runs from other weights, or with another batch, are not comparable."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path):
+        write_checkpoint(tmp_path / "start.pt", 1)
+        return tmp_path / "start.pt"
+
+    def test_a_checkpoint_that_was_written_over(self, tmp_path, capsys, checkpoint):
+        out, options = tmp_path / "out", ["--start-from", checkpoint, "--max-runs"]
+        assert search(out, options=[*options, 2]) == 0
+        write_checkpoint(checkpoint, 2)
+        before = starts(out)
+        capsys.readouterr()
+        assert search(out, options=[*options, 3]) == 1
+        error = capsys.readouterr().err
+        refusal = f"{out}: was made with other content of --start-from: use another --out"
+        assert (refusal in error, error.count("\n")) == (True, 1)
+        assert starts(out) == before
+        write_checkpoint(checkpoint, 1)
+        assert search(out, options=[*options, 3]) == 0
+        assert len(starts(out)) == 3
+
+    def test_one_that_is_written_over_meanwhile(self, tmp_path, capsys, checkpoint, monkeypatch):
+        out, begin = tmp_path / "out", TrialRunner._begin
+
+        def begin_and_go_on(runner, trial):
+            said = begin(runner, trial)
+            write_checkpoint(checkpoint, 2)
+            return said
+
+        monkeypatch.setattr(TrialRunner, "_begin", begin_and_go_on)
+        assert search(out, options=["--start-from", checkpoint]) == 1
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert f"{checkpoint}: has changed since the search began" in last
+        assert starts(out) == {"rho-0": [1]}
+        assert not list(out.glob("*/.*incomplete"))
+
+    def test_gpus_of_each_run(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("fairseq_sam.experiments.processes.visible_gpus", lambda: list("0123"))
+        command = ["search", "--out", str(tmp_path), "--max-runs", "2", "--gpus-per-run"]
+        assert main([*command, "2", "--", *TRAIN[:-1]]) == 0
+        assert main([*command, "1", "--", *TRAIN[:-1]]) == 1
+        refusal = "was made with other --gpus-per-run (2, now 1): use another --out"
+        assert refusal in capsys.readouterr().err
+        assert main([*command, "2", "--", *TRAIN[:-1]]) == 0
+
+    def test_a_search_of_an_earlier_version_goes_on(self, tmp_path, capsys, checkpoint):
+        out, options = tmp_path / "out", ["--start-from", checkpoint, "--max-runs"]
+        assert search(out, options=[*options, 2]) == 0
+        for path in out.glob("**/settings.json"):
+            known = json.loads(path.read_text())
+            del known["content of --start-from"], known["--gpus-per-run"]
+            path.write_text(json.dumps(known))
+        capsys.readouterr()
+        told = "did not note content of --start-from, --gpus-per-run; taken to be as now"
+        assert search(out, options=[*options, 3]) == 0
+        assert told in capsys.readouterr().err
+        assert search(out, options=[*options, 4]) == 0
+        assert told not in capsys.readouterr().err
+        write_checkpoint(checkpoint, 2)
+        assert search(out, options=[*options, 4]) == 1
 
 
 class TestGpus:
