@@ -4,10 +4,11 @@ r"""Draws GA-SAM's hyper-parameters against the score, from the runs of scripts/
 Three panels: ascent steps K, and the radius under L∞ and under L2. What is drawn is the difference
 to the baseline's mean, so that models of different quality compare: means over seeds, and their
 standard deviations as bars, the paper's too. The scale is linear up to ±2 and logarithmic beyond.
+Radii that are shares of the loss (ga_sam@5%) have no place on an axis of radii, and are left out.
 
 Example:
-    ablation_plot.py --runs ablation/textcnn/runs --metric Accuracy --paper textcnn_imdb_ablation \
-        --out textcnn.png
+    ablation_plot.py --runs ablation/textcnn/runs/*/seed* --metric Accuracy --radius 1e-4 \
+        --paper textcnn_imdb_ablation --out textcnn.png
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, Iterable, List, NamedTuple, Tuple
 
 from fairseq_sam.experiments.recipes import published
 from fairseq_sam.reporting.numbers import sample_deviation
@@ -29,8 +30,8 @@ LINEAR = 2
 """The scale is linear up to here."""
 PANELS = (
     ("ascent steps K", r"ga_sam_k(\d)$", "linear"),
-    ("radius under L∞", r"ga_sam@(.+)$", "log"),
-    ("radius under L2", r"ga_sam_l2@(.+)$", "log"),
+    ("radius under L∞", r"ga_sam@([^%]+)$", "log"),
+    ("radius under L2", r"ga_sam_l2@([^%]+)$", "log"),
 )
 
 
@@ -41,13 +42,13 @@ class Spread(NamedTuple):
     deviation: float
 
 
-def measured(runs: Path, metric: str) -> Dict[str, Spread]:
+def measured(runs: Iterable[Path], metric: str) -> Dict[str, Spread]:
     """Returns the mean score of each method over its seeds."""
     found: Dict[str, List[float]] = {}
-    for directory in sorted(runs.glob("*/seed*")):
-        scores = read_scores(directory)
+    for run in runs:
+        scores = read_scores(run)
         if metric in scores:
-            found.setdefault(directory.parent.name, []).append(scores[metric].value)
+            found.setdefault(run.absolute().parent.name, []).append(scores[metric].value)
     return {
         name: Spread(statistics.fmean(values), sample_deviation(values))
         for name, values in found.items()
@@ -120,7 +121,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=Path, required=True, help="folder of METHOD/seedN")
+    parser.add_argument(
+        "--runs", type=Path, required=True, nargs="+", metavar="RUN", help="folders METHOD/seedN"
+    )
     parser.add_argument("--metric", required=True, help="as the report calls it")
     parser.add_argument("--radius", required=True, help="ga_sam's own")
     parser.add_argument("--paper", choices=sorted(published()), help="draw its figures too")
@@ -133,7 +136,8 @@ def main() -> int:
         for axis, panel in zip(axes, PANELS):
             draw(axis, sources, *panel)
             axis.set_ylabel(f"{args.metric}\nminus the baseline's")
-        axes[0].legend(title="mean ± standard deviation over seeds", title_fontsize="small")
+        if axes[0].containers:
+            axes[0].legend(title="mean ± standard deviation over seeds", title_fontsize="small")
     return 0
 
 

@@ -231,6 +231,17 @@ class TestTables:
         for paper in recipe_of(name).published.values():
             assert re.search(r"(EMNLP|Kim).*Table", paper.source)
 
+    def test_the_plot_of_the_ablations_is_of_the_runs_in_the_table(self, capsys, tmp_path):
+        for recipe in ("textcnn_imdb", "lstm_ptb"):
+            options = ("--out", tmp_path, "--seeds", "1,2", "--methods", "baseline,ga_sam@5%")
+            *_, report, plot = commands(capsys, recipe, *options)
+            runs = [
+                f"$OUT/runs/{name}/seed{n}" for n in (1, 2) for name in ("baseline", "ga_sam@5%")
+            ]
+            begin, end = plot.index("--runs") + 1, plot.index("--metric")
+            assert plot[begin:end] == runs
+            assert report[report.index("report") + 1 :][: len(runs)] == runs
+
     @pytest.mark.parametrize("name", NAMES)
     def test_default_methods_are_there(self, name):
         recipe = recipe_of(name)

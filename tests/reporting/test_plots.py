@@ -311,19 +311,39 @@ def test_robustness_bars_are_apart_and_explained(drawn, tmp_path):
 
 class TestAblation:
     @pytest.fixture
-    def axes(self, drawn, tmp_path, monkeypatch):
-        scores = {"baseline": 84.0, "ga_sam": 86.0, "ga_sam_k2": 85.0, "ga_sam@2e-4": 70.0}
-        for name, score in scores.items():
-            for seed in (1, 2):
-                run = tmp_path / "runs" / name / f"seed{seed}"
+    def axes_of(self, drawn, tmp_path, monkeypatch):
+        """``axes_of(scores)`` draws these methods with two seeds each."""
+
+        def draw(scores, *more):
+            runs = [tmp_path / "runs" / name / f"seed{seed}" for name in scores for seed in (1, 2)]
+            for run in runs:
                 run.mkdir(parents=True)
-                record = {"name": "Accuracy", "score": score + seed / 10}
-                (run / "scores.json").write_text(json.dumps(record))
-        flags = ["--runs", str(tmp_path / "runs"), "--metric", "Accuracy", "--radius", "1e-4"]
-        flags += ["--paper", "textcnn_imdb_ablation", "--out", str(tmp_path / "plot.png")]
-        monkeypatch.setattr(sys, "argv", ["ablation_plot.py", *flags])
-        program = runpy.run_path(str(ROOT / "scripts" / "ablation_plot.py"))
-        return drawn(program["main"]).axes
+                score = scores[run.parent.name] + int(run.name[-1]) / 10
+                (run / "scores.json").write_text(json.dumps({"name": "Accuracy", "score": score}))
+            flags = ["--runs", *map(str, runs), "--metric", "Accuracy", "--radius", "1e-4"]
+            flags += [*more, "--out", str(tmp_path / "plot.png")]
+            monkeypatch.setattr(sys, "argv", ["ablation_plot.py", *flags])
+            program = runpy.run_path(str(ROOT / "scripts" / "ablation_plot.py"))
+            return drawn(program["main"]).axes
+
+        return draw
+
+    @pytest.fixture
+    def axes(self, axes_of):
+        scores = {"baseline": 84.0, "ga_sam": 86.0, "ga_sam_k2": 85.0, "ga_sam@2e-4": 70.0}
+        return axes_of(scores, "--paper", "textcnn_imdb_ablation")
+
+    def test_shares_are_left_out(self, axes_of):
+        scores = {"baseline": 84.0, "ga_sam@5%": 86.0, "ga_sam_l2@5%": 86.0, "ga_sam@2e-4": 85.0}
+        (line,), radii, l2 = (
+            [c.lines[0].get_xdata().tolist() for c in axis.containers]
+            for axis in axes_of({**scores, "ga_sam": 86.5})
+        )
+        assert (line, radii, l2) == ([1.0], [[1e-4, 2e-4]], [])
+
+    def test_shares_alone(self, axes_of):
+        axes = axes_of({"baseline": 84.0, "sam": 84.5, "ga_sam@5%": 86.0})
+        assert not any(axis.containers for axis in axes)
 
     def test_the_papers_spread_is_drawn(self, axes):
         for axis in axes:

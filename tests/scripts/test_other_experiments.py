@@ -76,7 +76,7 @@ def test_ablation_small(tmp_path):
     out = tmp_path / "out"
     result = run(
         "ablation", "--only", "lstm", "--small", "--ptb", data, "--out", out, "--seeds", 1,
-        "--epochs", 1, "--width", 8, "--methods", "baseline,ga_sam@1e-5,ga_sam_k2",
+        "--epochs", 1, "--width", 8, "--methods", "baseline,ga_sam@1e-5,ga_sam@5%,ga_sam_k2",
         "--extra", "--max-update 3", "--parallel", 2,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout

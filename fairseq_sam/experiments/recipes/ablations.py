@@ -69,7 +69,7 @@ class WithAblations(Recipe):
 
 
 PLOT = """
-{{python}} {{root}}/scripts/ablation_plot.py --runs {{out}}/runs --metric {metric} \\
+{{python}} {{root}}/scripts/ablation_plot.py --runs {{runs}} --metric {metric} \\
     --radius {radius} --paper {{table}} --out {{out}}/ablations.png
 """
 
