@@ -1,5 +1,6 @@
 """Mirror-BERT with and without sharpness-aware training: a small run, and its programs."""
 
+import doctest
 import gzip
 import importlib
 import json
@@ -43,6 +44,15 @@ def made_sets(folder):
     for name, parts in SUBSETS.items():
         for part in parts:
             write_sts(folder, name, part, rows)
+
+
+def figures_of(names):
+    """What ``fairseq-sam sts --json`` has of a checkpoint, with 0, 10, 20 … for the sets."""
+    sets = {}
+    for i, name in enumerate(names):
+        subsets = dict.fromkeys(SUBSETS.get(name, [name]), 10.0 * i)
+        sets[name] = {"all": 10.0 * i, "subsets": subsets}
+    return {"pooling": "cls", "sets": sets}
 
 
 @pytest.mark.slow
@@ -135,16 +145,35 @@ class TestPrograms:
 
     def test_similarity(self):
         program = importlib.import_module("similarity")
-        figures = {
-            "pooling": "cls",
-            "sets": {name: {"all": 10.0 * i} for i, name in enumerate(program.TEST_SETS)},
-        }
+        figures = figures_of(program.TEST_SETS)
         *sets, average = program.score(figures)
         assert [record["score"] for record in sets] == [0, 10, 20, 30, 40, 50, 60]
         assert (average["name"], average["score"]) == ("STS average", 30)
         assert "cls pooling" in average["signature"]
         del figures["sets"]["SICK-R"]
         assert [record["name"] for record in program.score(figures)] == [*program.TEST_SETS[:6]]
+
+    def test_an_incomplete_set_has_no_score(self, tmp_path, monkeypatch, capsys):
+        """Neither has the average, which would be put beside a paper's."""
+        program = importlib.import_module("similarity")
+        figures = figures_of([*program.TEST_SETS[:5], "SICK-R"])
+        del figures["sets"]["STS12"]["subsets"]["MSRvid"]
+        dev = {"STS-B dev": {"all": 70.0, "subsets": {"STS-B dev": 70.0}}}
+        paths = [tmp_path / "sts.json", tmp_path / "sts-dev.json"]
+        for path, content in zip(paths, (figures, {"pooling": "cls", "sets": dev})):
+            path.write_text(json.dumps({"missing": [], "checkpoints": [content]}))
+        arguments = [*map(str, paths), "--output", str(tmp_path / "scores.json")]
+        monkeypatch.setattr(sys, "argv", ["similarity.py", *arguments])
+        assert program.main() == 0
+        names = [record["name"] for record in json.loads((tmp_path / "scores.json").read_text())]
+        assert names == ["STS13", "STS14", "STS15", "STS16", "SICK-R", "STS-B dev"]
+        assert capsys.readouterr().err == (
+            f"{paths[0]}: no STS average, and no score of STS12 (lacks MSRvid), STS-B (not there)\n"
+        )
+
+    def test_examples(self):
+        found = doctest.testmod(importlib.import_module("similarity"))
+        assert (found.attempted > 0, found.failed) == (True, 0)
 
     def test_another_file_is_no_evaluation(self, tmp_path):
         (tmp_path / "x.json").write_text('[{"name": "BLEU"}]')
