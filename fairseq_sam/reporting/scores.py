@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,8 @@ def _add_record(record: Dict[str, Any], scores: Dict[str, Score]) -> str:
     name, signature = record["name"], record.get("signature", "")
     if not isinstance(name, str):
         return ""  # another program's record
-    name, value = printable(name), number(record["score"])
+    score = math.nan if record["score"] is None else record["score"]  # JSON has no other word
+    name, value = printable(name), number(score)
     if value is None:
         return f"its {name} is {printable(repr(record['score']))}, not a number"
     p_value = number(record.get("p_value"))

@@ -375,6 +375,13 @@ class TestReport:
         assert main(["report", *runs, *flags]) == 0
         assert "| sam | 2 | nan ± nan | 5.000 |" in capsys.readouterr().out
 
+    def test_a_score_that_is_not_finite_is_not_left_out_of_a_mean(self, tmp_path, capsys):
+        """JSON has null for it."""
+        runs = [str(write_run(tmp_path / f"sam-seed{seed}")) for seed in (1, 2)]
+        Path(runs[1], "scores.json").write_text('[{"name": "BLEU", "score": null}]')
+        assert main(["report", *runs, "--group-by", "seed[0-9]+"]) == 0
+        assert "| sam | 2 | nan ± nan |" in capsys.readouterr().out
+
     @pytest.mark.parametrize("name", ["nowhere", "empty"])
     def test_directory_without_a_run(self, tmp_path, name, capsys):
         (tmp_path / "empty").mkdir()

@@ -107,7 +107,7 @@ TASKS = {
         **_CLASSES,
     ),
     "de_en": Task(
-        title="Multi30k De-En, a small Transformer",
+        title="De-En, a small Transformer",
         flags="""--source-lang de --target-lang en --arch transformer
             --share-decoder-input-output-embed --encoder-layers 2 --decoder-layers 2
             --encoder-embed-dim 96 --decoder-embed-dim 96 --encoder-ffn-embed-dim 192
