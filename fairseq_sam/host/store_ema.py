@@ -124,6 +124,49 @@ def _average_shared_weights_once() -> None:
     EMA._step_internal, EMA.build_fp32_params = _step_internal, build_fp32_params
 
 
+class _Versioned(_Tied):
+    """Looks at what it is restored from, as a model does that knows checkpoints of old."""
+
+    seems_old = False
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.register_buffer("version", torch.tensor([3.0]))
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        self.seems_old = "version" not in state_dict
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def _average_loses_version() -> bool:
+    from fairseq.models.ema.ema import EMA
+
+    config = dict.fromkeys(("ema_seed_model", "ema_fp32"), None)
+    average = EMA(_Versioned(), SimpleNamespace(ema_decay=0.5, **config))
+    average._step_internal(_Versioned())
+    return bool(average.get_model().seems_old)
+
+
+def _average_keeps_version() -> None:
+    """Lets the average keep its final layer norms.
+
+    fairseq leaves the buffers called ``version`` out of what the average is restored from, and
+    takes a state without them for one of an old Transformer, which had no norm after its last
+    layer.  The average's own stay, so that one that was saved without its norms is repaired, too.
+    """
+    from fairseq.models.ema.ema import EMA
+
+    original = EMA.restore
+
+    @functools.wraps(original)
+    def restore(self: Any, state_dict: Dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        own = self.model.state_dict().items()
+        versions = {key: value for key, value in own if key.rpartition(".")[2] == "version"}
+        return original(self, {**state_dict, **versions}, *args, **kwargs)
+
+    EMA.restore = restore
+
+
 REPAIRS = (
     Repair(
         "--store-ema cannot begin from a plain checkpoint",
@@ -134,5 +177,10 @@ REPAIRS = (
         "--store-ema moves shared weights twice",
         _averages_shared_weights_twice,
         _average_shared_weights_once,
+    ),
+    Repair(
+        "--store-ema loses the final layer norms",
+        _average_loses_version,
+        _average_keeps_version,
     ),
 )

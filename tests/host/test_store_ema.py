@@ -8,6 +8,8 @@ from fairseq.models.ema.ema import EMA
 from fairseq.trainer import Trainer
 from torch import nn
 
+from tests.fairseq_runs import assert_identical, trained
+
 
 class Tied(nn.Module):
     """Two names of one weight, another weight, and a buffer that is empty."""
@@ -81,3 +83,34 @@ def test_begins_at_a_model_without_an_average(fairseq_train, monkeypatch, unrepa
     monkeypatch.setattr(Trainer, "load_checkpoint", unrepaired(Trainer.load_checkpoint))
     with pytest.raises(KeyError, match="model"):
         fairseq_train(command)
+
+
+PRE_NORM = "--encoder-normalize-before --decoder-normalize-before"
+FLAGS = "--optimizer adam --store-ema --ema-decay 0 --max-update 3"
+
+
+def test_final_layer_norms_are_averaged_too(fairseq_train, monkeypatch, unrepaired):
+    run = fairseq_train(FLAGS, PRE_NORM)
+    average, weights = run.checkpoint()["extra_state"]["ema"], run.checkpoint()["model"]
+    assert "decoder.layer_norm.weight" in weights
+    assert_identical(dict(average), dict(weights), "average")
+
+    # Also those of a checkpoint that was saved without them.
+    monkeypatch.setattr(EMA, "restore", unrepaired(EMA.restore))
+    damaged = fairseq_train(FLAGS, PRE_NORM)
+    assert "decoder.layer_norm.weight" not in damaged.checkpoint()["extra_state"]["ema"]
+    monkeypatch.undo()
+    fairseq_train(FLAGS.replace("3", "4"), PRE_NORM, save_dir=damaged.save_dir)
+    assert_identical(
+        dict(damaged.checkpoint()["extra_state"]["ema"]), dict(damaged.checkpoint()["model"]), ""
+    )
+
+
+def test_a_model_without_final_layer_norms_has_the_same_average(
+    fairseq_train, monkeypatch, unrepaired
+):
+    flags = FLAGS.replace("decay 0", "decay 0.5")
+    average = fairseq_train(flags).checkpoint()["extra_state"]["ema"]
+    monkeypatch.setattr(EMA, "restore", unrepaired(EMA.restore))
+    wanted = fairseq_train(flags).checkpoint()["extra_state"]["ema"]
+    assert_identical(trained(dict(average)), trained(dict(wanted)), "average")

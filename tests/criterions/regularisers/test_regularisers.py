@@ -405,6 +405,15 @@ class TestMovingAverage:
         assert later
         assert all(penalty > 0 for penalty in later)
 
+    def test_an_average_that_is_the_model_has_its_final_layer_norms(self, fairseq_train, tasks):
+        stock = "label_smoothed_cross_entropy"
+        run = fairseq_train(
+            f"--criterion smart_{stock} --optimizer adam --max-update 3 {self.FLAGS} --ema-decay 0",
+            "--encoder-normalize-before --decoder-normalize-before",
+            task=tasks[stock],
+        )
+        assert run.values("penalty") == [0.0] * 3
+
     def test_resuming_changes_nothing(self, fairseq_train, tasks):
         stock = "label_smoothed_cross_entropy"
         command = f"--criterion smart_{stock} --optimizer ga_sam --save-interval 1 {self.FLAGS}"
