@@ -11,6 +11,7 @@ from typing import Any, Callable, Iterator, List
 from torch import Tensor, nn
 
 from fairseq_sam import FairseqSamError
+from fairseq_sam.training.parameters import unwrap
 
 Perturbation = Callable[[Tensor, Tensor], Tensor]
 """From embeddings ``[batch, tokens, size]`` and the mask of real tokens ``[batch, tokens, 1]`` to
@@ -26,14 +27,14 @@ def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[Non
     """Context of one forward pass, whose source embeddings are perturbed.
 
     A model looks up its source first. What it looks up later, a decoder's words, stays as it is,
-    even where both share one embedding.
+    even where both share one embedding. So does what a decoder looks up where the source is sound.
 
     Args:
-        model: any model whose word embeddings are an ``nn.Embedding`` called ``embed_tokens``.
+        model: any model whose source embeddings are an ``nn.Embedding`` called ``embed_tokens``.
         perturbation: what to add, before the model scales its embeddings.
 
     Raises:
-        NotPerturbable: the model has no such embedding, or did not use it.
+        NotPerturbable: the source has no such embedding, or the model did not use it.
     """
     pending = [True]
 
@@ -45,7 +46,7 @@ def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[Non
         mask = real.unsqueeze(-1)
         return output + (perturbation(output, mask) * mask).to(output)
 
-    handles = [module.register_forward_hook(add) for module in _word_embeddings(model)]
+    handles = [module.register_forward_hook(add) for module in _source_embeddings(model)]
     try:
         yield
     finally:
@@ -53,14 +54,19 @@ def perturbed_embeddings(model: Any, perturbation: Perturbation) -> Iterator[Non
             handle.remove()
     if pending:
         raise NotPerturbable(
-            "the model has no word embeddings to perturb: an nn.Embedding called embed_tokens"
+            "the model has no word embeddings to perturb: an nn.Embedding called embed_tokens for "
+            "its source"
         )
 
 
-def _word_embeddings(model: Any) -> List[nn.Module]:
-    found = {
+def _source_embeddings(model: nn.Module) -> List[nn.Module]:
+    """Returns the word embeddings; a decoder's own only where it is the whole model."""
+    model = unwrap(model)
+    own = {"decoder"} if hasattr(model, "encoder") else set()
+    return [
         module
-        for name, module in model.named_modules()
-        if name.split(".")[-1] == "embed_tokens" and isinstance(module, nn.Embedding)
-    }
-    return list(found)
+        for name, module in model.named_modules()  # a shared one by its first name, the encoder's
+        if name.split(".")[-1] == "embed_tokens"
+        and isinstance(module, nn.Embedding)
+        and name.split(".")[0] not in own
+    ]

@@ -16,6 +16,8 @@ from fairseq_sam.criterions.regularisers.divergence import squared_difference, s
 from fairseq_sam.criterions.regularisers.embeddings import perturbed_embeddings
 from fairseq_sam.training.moving_average import MovingAverage, moving_average
 from tests.criterions.test_fairseq_train_per_sentence import RUNS
+from tests.yardstick import made_data
+from tests.yardstick.cases import DECODER, ENCODER
 
 PAD = 1
 
@@ -312,6 +314,16 @@ def test_a_model_without_word_embeddings_is_refused():
     context = perturbed_embeddings(nn.Linear(2, 2), lambda x, mask: x)
     with pytest.raises(RuntimeError, match="no word embeddings to perturb"), context:
         pass
+
+
+@pytest.mark.parametrize("method", ["free_lb", "r3f", "smart"])
+def test_a_decoder_is_not_perturbed_where_the_source_is_sound(fairseq_train, tmp_path, method):
+    flags = f"--task speech_to_text --arch s2t_transformer --conv-channels 8 {ENCODER} {DECODER}"
+    with pytest.raises(SystemExit, match=f"{method}_cross_entropy: .* embed_tokens for its source"):
+        fairseq_train(
+            f"--criterion {method}_cross_entropy --optimizer adam --max-update 1 --batch-size 4",
+            task=(made_data.speech(tmp_path / "data"), flags),
+        )
 
 
 def test_the_hook_is_gone_afterwards_even_after_an_error():
