@@ -36,18 +36,25 @@ class Moving:
     def ascend(self, loss: Tensor) -> None:
         """Moves one step up; the loss's graph can be used again.
 
+        A loss that does not depend on it, as where LayerDrop leaves out the whole decoder, has the
+        gradient 0.
+
         Raises:
             NotPerturbable: the model recomputes activations in the backward pass.
         """
         assert self._value is not None
         try:
-            (gradient,) = torch.autograd.grad(loss, self._value, retain_graph=True)
+            (gradient,) = torch.autograd.grad(
+                loss, self._value, retain_graph=True, allow_unused=True
+            )
         except RuntimeError as error:
             if "checkpointing" not in str(error).lower():
                 raise
             raise NotPerturbable(
                 "an ascent in the embeddings does not go with --checkpoint-activations"
             ) from error
+        if gradient is None:
+            gradient = torch.zeros_like(self._value)
         self._value = self._step(self._value.detach(), gradient).requires_grad_()
 
 

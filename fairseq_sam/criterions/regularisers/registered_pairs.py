@@ -11,8 +11,10 @@ from fairseq.criterions import (
     register_criterion,
 )
 from fairseq.logging import metrics
+from fairseq.modules import LayerDropModuleList
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_sam.criterions import stand_ins  # noqa: F401  (what is regularised is registered)
 from fairseq_sam.criterions.float64 import preserve_float64
@@ -22,7 +24,12 @@ from fairseq_sam.criterions.registration import PREFIX, add_stand_in
 from fairseq_sam.criterions.regularisers import regulariser_flags
 from fairseq_sam.criterions.regularisers.divergence import squared_difference, symmetric_kl
 from fairseq_sam.criterions.regularisers.embeddings import NotPerturbable
-from fairseq_sam.criterions.regularisers.regularised_losses import ASCENDING, METHODS, Passes
+from fairseq_sam.criterions.regularisers.regularised_losses import (
+    ASCENDING,
+    METHODS,
+    REDRAWING,
+    Passes,
+)
 from fairseq_sam.flags.checked_fields import check
 from fairseq_sam.training.moving_average import MovingAverage, moving_average
 
@@ -108,10 +115,13 @@ class RegularisedCriterion(PerSentenceCriterion):
         With and without gradients alike: δ-SAM compares the losses of both kinds of pass.
 
         Raises:
-            SystemExit: with one line; the regulariser cannot perturb this model's embeddings.
+            SystemExit: with one line; the regulariser cannot perturb this model's embeddings, or
+                its passes would use different layers where torch does not allow it.
         """
         if not self.training:
             return super().per_sentence_losses(model, sample, dtype)
+        if self.regulariser in REDRAWING and _is_torchs_parallel(model) and _drops_layers(model):
+            self._refuse("LayerDrop on several workers needs --ddp-backend legacy_ddp")
         seen: List[PerSentenceLosses] = []
 
         def run(recorded: RecordedModel) -> Tensor:
@@ -133,12 +143,15 @@ class RegularisedCriterion(PerSentenceCriterion):
                     Passes(model, run, divergence, at_average), self.cfg
                 )
             except NotPerturbable as error:
-                name = f"{self.regulariser}_{self.stock_name}"
-                raise SystemExit(f"error: argument --criterion: {name}: {error}") from error
+                self._refuse(str(error))
         losses = losses if recorded else losses.detach()
         logging_output = dict(seen[0].logging_output)
         logging_output.update(loss=losses.detach().sum(), penalty=penalty.sum())
         return PerSentenceLosses(losses, seen[0].sample_size, logging_output)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        name = f"{self.regulariser}_{self.stock_name}"
+        raise SystemExit(f"error: argument --criterion: {name}: {reason}")
 
     def _pass_at_average(self, sample: Dict[str, Any]) -> RecordedModel:
         model = self.average.model if self.average else None
@@ -155,6 +168,22 @@ class RegularisedCriterion(PerSentenceCriterion):
         if size and any("penalty" in log for log in logging_outputs):
             total = sum(log.get("penalty", 0) for log in logging_outputs)
             metrics.log_scalar("penalty", total / size / LN2, size, round=3)
+
+
+def _is_torchs_parallel(model: Any) -> bool:
+    """Whether the gradients are reduced by torch, which wants each once in a backward pass."""
+    return any(
+        isinstance(each, DistributedDataParallel) for each in (model, getattr(model, "module", 0))
+    )
+
+
+def _drops_layers(model: nn.Module) -> bool:
+    """Whether there is LayerDrop, fairseq's list of layers or, in models of sound, written out."""
+    return any(
+        (isinstance(module, LayerDropModuleList) and module.p > 0)
+        or getattr(module, "layerdrop", 0) > 0
+        for module in model.modules()
+    )
 
 
 def _refuse_without_average(cfg: Any) -> NoReturn:

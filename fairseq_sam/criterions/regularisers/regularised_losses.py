@@ -188,3 +188,6 @@ METHODS: Dict[str, Callable[[Passes, Any], Tuple[Tensor, Tensor]]] = {
 
 ASCENDING = ("free_lb", "smart")
 """Those that need gradients even for a loss that is only looked at."""
+
+REDRAWING = ("r3f", "r_drop", "smart")
+"""Those of which each pass draws dropout masks of its own, and the layers that LayerDrop drops."""

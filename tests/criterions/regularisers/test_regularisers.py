@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from fairseq.distributed import ModuleProxyWrapper
+from fairseq.modules import LayerDropModuleList
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fairseq_sam.criterions import per_sentence_name_of
 from fairseq_sam.criterions.regularisers import REGISTERED
@@ -292,6 +295,47 @@ class TestModels:
         found = criterion(case.model, case.batch())
         assert torch.equal(found[0], wanted[0])
         assert "penalty" not in found[2]
+
+
+@pytest.mark.parametrize("method", ["free_lb", "smart"])
+def test_a_decoder_without_a_layer_left_has_no_ascent(make_case, make_criterion, method):
+    case = make_case("translation")
+    model = case.model.train()
+    model.decoder.layers = LayerDropModuleList(1.0, list(model.decoder.layers))
+    criterion = make_criterion(f"{method}_cross_entropy", case.task).train()
+    stock = make_criterion("cross_entropy", case.task)
+    loss, _, log = criterion(model, case.batch())
+    assert float(log["penalty"]) == pytest.approx(0.0, abs=1e-12)
+    assert float(loss.detach()) == pytest.approx(float(stock(model, case.batch())[0].detach()))
+    loss.backward()
+
+
+@pytest.fixture
+def only_worker(tmp_path):
+    """The group of one worker that torch's data-parallel wrapper asks for."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("method", ["free_lb", "r3f", "r_drop", "smart"])
+def test_layer_drop_under_torchs_data_parallel(make_case, make_criterion, only_worker, method):
+    """torch takes each gradient once in a backward pass; FreeLB's passes drop the same layers."""
+    case = make_case("translation")
+    criterion = make_criterion(f"{method}_cross_entropy", case.task).train()
+    for layerdrop in (0.0, 0.5):
+        layers = [copy.deepcopy(case.model.encoder.layers[0]) for _ in range(4)]
+        case.model.encoder.layers = LayerDropModuleList(layerdrop, layers)
+        model = ModuleProxyWrapper(
+            DistributedDataParallel(case.model.train(), find_unused_parameters=True)
+        )
+        if layerdrop and method != "free_lb":
+            with pytest.raises(SystemExit, match=f"{method}_cross_entropy: LayerDrop on several"):
+                criterion(model, case.batch())
+        else:
+            criterion(model, case.batch())[0].backward()
 
 
 def test_a_decoder_that_shares_the_embedding_is_not_perturbed(make_case):
