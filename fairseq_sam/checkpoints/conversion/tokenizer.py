@@ -19,8 +19,12 @@ def write_tokenizer(source: Path, out: Path) -> None:
         shutil.copyfile(str(source / FILE_NAME), str(out / FILE_NAME))
     elif (source / "vocab.txt").is_file():
         tokenizers = _library(source)
-        lowercase = _setting(source, "do_lower_case", True)
-        made = tokenizers.BertWordPieceTokenizer(str(source / "vocab.txt"), lowercase=lowercase)
+        made = tokenizers.BertWordPieceTokenizer(
+            str(source / "vocab.txt"),
+            lowercase=_setting(source, "do_lower_case", True),
+            strip_accents=_setting(source, "strip_accents", None),  # None: where it lowers case
+            handle_chinese_chars=_setting(source, "tokenize_chinese_chars", True),
+        )
         made.save(str(out / FILE_NAME))
     elif (source / "merges.txt").is_file():
         files = [str(source / "vocab.json"), str(source / "merges.txt")]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_sam.checkpoints.conversion.tokenizer import load_tokenizer
 from fairseq_sam.commands import main
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.evaluation.trained_model import TrainedModel, load_trained_model
@@ -381,6 +382,26 @@ class TestTokenizer:
         (made.folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
         assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
         assert self.pieces(tmp_path / "out", "A man\n")[0] == "[UNK] man"
+
+    @pytest.mark.parametrize(
+        ("settings", "wanted"),
+        [
+            ("{}", "schon 中 中"),
+            ('{"strip_accents": null, "tokenize_chinese_chars": true}', "schon 中 中"),
+            ('{"strip_accents": false}', "schön 中 中"),
+            ('{"tokenize_chinese_chars": false}', "schon [UNK]"),
+            ('{"do_lower_case": false, "strip_accents": true}', "[UNK] 中 中"),
+        ],
+    )
+    def test_accents_and_chinese_are_as_the_source_says(
+        self, tmp_path: Path, settings: str, wanted: str
+    ) -> None:
+        pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "schön", "schon", "中"]
+        made = write_encoder(tmp_path / "source", pieces=pieces)
+        (made.folder / "tokenizer_config.json").write_text(settings)
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
+        pieces_of = load_tokenizer(tmp_path / "out" / "tokenizer.json")
+        assert pieces_of("Schön 中中") == wanted.split()
 
     def test_byte_level(self, tmp_path: Path) -> None:
         pieces = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "Ġ", "Ġa", "<mask>"]
