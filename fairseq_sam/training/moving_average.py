@@ -5,6 +5,8 @@ from typing import Any, Callable, Optional
 
 from torch import nn
 
+from fairseq_sam.training.parameters import unwrap
+
 
 class MovingAverage:
     """What ``--store-ema`` keeps: updated, saved and restored by fairseq's trainer.
@@ -15,6 +17,25 @@ class MovingAverage:
     """
 
     model: Optional[nn.Module] = None
+    _trained: Optional[nn.Module] = None
+
+    def note(self, trained: Any, average: Optional[nn.Module]) -> None:
+        """Notes which model a step trains, and the average of it."""
+        self._trained, self.model = trained, average
+
+    def of(self, part: nn.Module) -> Optional[nn.Module]:
+        """Returns the average of the model or, in multilingual tasks, of a part of it.
+
+        Args:
+            part: what the task gives the criterion; None is returned if it is no part.
+        """
+        if self.model is None or self._trained is None:
+            return None
+        wanted = unwrap(part)
+        for name, module in unwrap(self._trained).named_modules():
+            if module is wanted:
+                return self.model.get_submodule(name)
+        return None
 
 
 def moving_average(task: Any) -> MovingAverage:
@@ -38,10 +59,12 @@ def moving_average(task: Any) -> MovingAverage:
 
 def _taking(average: MovingAverage, step: Callable[..., Any], own_use: bool) -> Callable[..., Any]:
     @functools.wraps(step)
-    def taking(*args: Any, ema_model: Optional[nn.Module] = None, **kwargs: Any) -> Any:
-        average.model = ema_model
+    def taking(
+        sample: Any, model: Any, *args: Any, ema_model: Optional[nn.Module] = None, **kwargs: Any
+    ) -> Any:
+        average.note(model, ema_model)
         if own_use:
             kwargs["ema_model"] = ema_model
-        return step(*args, **kwargs)
+        return step(sample, model, *args, **kwargs)
 
     return taking

@@ -134,7 +134,7 @@ class RegularisedCriterion(PerSentenceCriterion):
             return found[: len(seen[0].losses)]  # without the rows of --pad-to-fixed-bsz
 
         def at_average() -> RecordedModel:
-            return self._pass_at_average(sample)
+            return self._pass_at_average(model, sample)
 
         recorded = torch.is_grad_enabled()
         with torch.set_grad_enabled(recorded or self.regulariser in ASCENDING):
@@ -153,12 +153,14 @@ class RegularisedCriterion(PerSentenceCriterion):
         name = f"{self.regulariser}_{self.stock_name}"
         raise SystemExit(f"error: argument --criterion: {name}: {reason}")
 
-    def _pass_at_average(self, sample: Dict[str, Any]) -> RecordedModel:
-        model = self.average.model if self.average else None
-        if model is None:
+    def _pass_at_average(self, model: Any, sample: Dict[str, Any]) -> RecordedModel:
+        if self.average is None or self.average.model is None:
             _refuse_without_average(self.cfg)
+        average = self.average.of(model)
+        if average is None:
+            self._refuse("--smart-mu: what the task calls it with is no part of the averaged model")
         with torch.no_grad():
-            return self.answer(model.eval(), sample)
+            return self.answer(average.eval(), sample)
 
     @classmethod
     def reduce_metrics(cls, logging_outputs: List[Dict[str, Any]]) -> None:

@@ -152,7 +152,8 @@ def test_smart_stays_near_the_moving_average(make_case, make_criterion):
         "smart_sentence_prediction", task, smart_lambda=0.0, smart_mu=0.7
     ).train()
     model, sample = Bag(dropout=0.4).train(), batch()
-    task.moving_average.model = average = Bag(dropout=0.4).train()
+    average = Bag(dropout=0.4).train()
+    task.moving_average.note(model, average)
     with torch.no_grad():
         for weight in average.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -483,6 +484,30 @@ class TestMovingAverage:
         wanted = whole.weights()
         assert all(torch.equal(wanted[key], value) for key, value in resumed.weights().items())
 
+    @pytest.mark.parametrize("decay", [0, 0.5])
+    def test_of_several_languages(self, fairseq_train, tmp_path, decay):
+        """Each pair of languages is compared with its own part of the average."""
+        flags = "--task multilingual_translation --lang-pairs de-en,en-de --share-encoders"
+        run = fairseq_train(
+            f"--criterion smart_cross_entropy {self.FLAGS} --ema-decay {decay} --optimizer sam",
+            "--max-update 3 --batch-size 8",
+            task=(
+                made_data.many_languages(tmp_path / "data"),
+                f"{flags} --arch multilingual_transformer {ENCODER} {DECODER}",
+            ),
+        )
+        first, *later = run.values("penalty")
+        assert first == 0
+        assert [penalty > 0 for penalty in later] == [decay > 0] * 2
+
+    def test_another_model_than_the_trained_one_has_no_average(self, make_case, make_criterion):
+        task = make_case("classification").task
+        task.moving_average = MovingAverage()
+        criterion = make_criterion("smart_sentence_prediction", task, smart_mu=0.7).train()
+        task.moving_average.note(Bag(), Bag())
+        with pytest.raises(SystemExit, match="--criterion: smart_sentence_prediction: --smart-mu"):
+            criterion(Bag(), batch())
+
     def test_needs_fairseqs_average(self, fairseq_train, tasks):
         with pytest.raises(SystemExit, match=r"--smart-mu: 0\.5 is not allowed: .*--store-ema"):
             fairseq_train(
@@ -494,15 +519,15 @@ class TestMovingAverage:
         got = []
         task = SimpleNamespace(
             uses_ema=True,
-            train_step=lambda sample, ema_model=None: got.append((sample, ema_model)),
-            valid_step=lambda sample, ema_model=None: got.append((sample, ema_model)),
+            train_step=lambda sample, model, ema_model=None: got.append((sample, ema_model)),
+            valid_step=lambda sample, model, ema_model=None: got.append((sample, ema_model)),
         )
         average = moving_average(task)
         assert moving_average(task) is average
-        task.train_step(1, ema_model="model")
-        task.valid_step(2, ema_model="model")
-        assert got == [(1, "model"), (2, "model")]
-        assert average.model == "model"
+        task.train_step(sample=1, model="model", ema_model="average")
+        task.valid_step(2, "model", ema_model="average")
+        assert got == [(1, "average"), (2, "average")]
+        assert average.model == "average"
 
 
 def test_goes_on_from_a_plain_run_and_back(fairseq_train, tasks):
