@@ -131,7 +131,7 @@ class PerSentenceCriterion(FairseqCriterion):
                 "forward pass; override per_sentence_losses instead of unreduced_losses"
             )
         unreduced = self.unreduced_losses(recorded, recorded.net_output, sample)
-        num_sentences = int(sample.get("nsentences", unreduced.size(0)))
+        num_sentences = _num_sentences(sample, unreduced.size(0))
         if unreduced.size(0) == _num_rows(sample) > num_sentences:  # the last ones only pad
             return unreduced[:num_sentences]
         if unreduced.size(0) != num_sentences:
@@ -162,6 +162,17 @@ class PerSentenceCriterion(FairseqCriterion):
             raise NotImplementedError(f"{type(self).__qualname__} must define unreduced_losses")
         token_losses = self.compute_loss(model, net_output, sample, reduce=False)[0]
         return one_row_per_sentence(token_losses, sample["target"].size(0))
+
+
+def _num_sentences(sample: Dict[str, Any], default: int) -> int:
+    """Returns how many sentences a mini-batch has, by their numbers: fairseq's denoising miscounts.
+
+    (There ``nsentences`` is the number of words of the first.)
+    """
+    numbers = sample.get("id")
+    if isinstance(numbers, Tensor) and numbers.dim() == 1:
+        return len(numbers)
+    return int(sample.get("nsentences", default))
 
 
 def _num_rows(sample: Dict[str, Any]) -> int:

@@ -113,6 +113,17 @@ def test_losses_only_follows_an_overridden_method(make_case: Any) -> None:
     assert Own(case.task, False).losses_only(case.model, {}).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("miscounted", [1, 9])
+def test_sentences_are_counted_by_their_numbers(make_case: Any, miscounted: int) -> None:
+    """``nsentences`` of fairseq's denoising is how many words the first one has."""
+    case = make_case("translation")
+    criterion = CRITERION_REGISTRY["per_sentence_cross_entropy"](case.task, False)
+    sample = case.batch()
+    expected = criterion.losses_only(case.model, sample)
+    sample.update(nsentences=miscounted, id=torch.arange(len(expected)))
+    assert torch.equal(criterion.losses_only(case.model, sample), expected)
+
+
 def test_wrong_number_of_rows_is_refused(make_case: Any) -> None:
     case = make_case("translation")
 
