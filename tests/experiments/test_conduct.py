@@ -199,6 +199,7 @@ class TestInterruptions:
     )
     def test_stopped(self, tmp_path, numbers):
         code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        code += "signal.signal(signal.SIGHUP, signal.SIG_DFL);"  # whatever started the tests
         code += f"import runpy, sys; sys.argv[0] = '{TABLE}'; sys.path.insert(0, '{ROOT}');"
         code += f"runpy.run_path('{TABLE}', run_name='__main__')"
         options = ["--out", tmp_path, "--gpus", 0, "--pause", 30, "--parallel", 2]
