@@ -10,6 +10,7 @@ from torch import Tensor
 from fairseq_sam.criterions.float64 import preserve_float64
 from fairseq_sam.criterions.recording import ModelAnswered, RecordedModel
 from fairseq_sam.criterions.reductions import one_row_per_sentence, sum_tokens_per_sentence
+from fairseq_sam.training.samples import num_rows, num_sentences
 
 
 class PerSentenceLosses(NamedTuple):
@@ -131,15 +132,15 @@ class PerSentenceCriterion(FairseqCriterion):
                 "forward pass; override per_sentence_losses instead of unreduced_losses"
             )
         unreduced = self.unreduced_losses(recorded, recorded.net_output, sample)
-        num_sentences = _num_sentences(sample, unreduced.size(0))
-        if unreduced.size(0) == _num_rows(sample) > num_sentences:  # the last ones only pad
-            return unreduced[:num_sentences]
-        if unreduced.size(0) != num_sentences:
+        if not {"id", "nsentences"} & sample.keys():
+            return unreduced
+        count = num_sentences(sample)
+        if unreduced.size(0) not in (count, num_rows(sample)):
             raise ValueError(
                 f"{type(self).__qualname__}.unreduced_losses returned {unreduced.size(0)} rows for "
-                f"{num_sentences} sentences; its first dimension must be the batch"
+                f"{count} sentences; its first dimension must be the batch"
             )
-        return unreduced
+        return unreduced[:count]  # the others only pad
 
     def unreduced_losses(self, model: Any, net_output: Any, sample: Dict[str, Any]) -> Tensor:
         """What the sentences, or their tokens, contribute to the summed loss.
@@ -162,21 +163,3 @@ class PerSentenceCriterion(FairseqCriterion):
             raise NotImplementedError(f"{type(self).__qualname__} must define unreduced_losses")
         token_losses = self.compute_loss(model, net_output, sample, reduce=False)[0]
         return one_row_per_sentence(token_losses, sample["target"].size(0))
-
-
-def _num_sentences(sample: Dict[str, Any], default: int) -> int:
-    """Returns how many sentences a mini-batch has, by their numbers: fairseq's denoising miscounts.
-
-    (There ``nsentences`` is the number of words of the first.)
-    """
-    numbers = sample.get("id")
-    if isinstance(numbers, Tensor) and numbers.dim() == 1:
-        return len(numbers)
-    return int(sample.get("nsentences", default))
-
-
-def _num_rows(sample: Dict[str, Any]) -> int:
-    """Returns how many rows a mini-batch's text has; ``--pad-to-fixed-bsz`` adds empty ones."""
-    inputs = sample.get("net_input")
-    tokens = inputs.get("src_tokens") if isinstance(inputs, dict) else None
-    return int(tokens.size(0)) if isinstance(tokens, Tensor) and tokens.dim() == 2 else 0

@@ -191,7 +191,8 @@ def report(x: Experiment, failures: List[str]) -> None:
     for line in (f"table: {x.out}/report.md", *x.recipe.closing(x)):
         tell(line)
     if x.options.stage == 6:
-        left_out = [run for run in x.runs() if run not in x.scored()]
+        scored = x.scored()
+        left_out = [run for run in x.runs() if run not in scored]
         failures += [f"{x.path(*run)}: not scored, not in the table" for run in left_out]
 
 

@@ -195,7 +195,7 @@ def _refuse_state_elsewhere(args: Namespace, settings: PerturbationSettings) -> 
     """
     if settings.needs_pass and not settings.needs_second_moments:
         return
-    looks = "--sam-direction momentum" if not settings.needs_pass else "--sam-scale adam"
+    looks = "--sam-scale adam" if settings.needs_pass else "--sam-direction momentum"
     if getattr(args, "zero_sharding", None) == "os":
         raise ValueError(
             f"argument --zero-sharding: os does not go with {looks}, which looks at what the base "

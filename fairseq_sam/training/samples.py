@@ -30,7 +30,7 @@ def split_sentences(sample: Dict[str, Any], padding_idx: int) -> List[Dict[str, 
     """
     if "id" not in sample and "nsentences" not in sample:
         return _split_each(sample, padding_idx)
-    return [_rows_of(sample, [index], padding_idx) for index in range(_count(sample))]
+    return [_rows_of(sample, [index], padding_idx) for index in range(num_rows(sample))]
 
 
 def sub_batch(
@@ -62,7 +62,7 @@ def sub_batch(
             key: part and sub_batch(part, padding_idx, fraction, draw)
             for key, part in sample.items()
         }
-    count = _count(sample)
+    count = num_rows(sample)
     chosen = math.ceil(fraction * count - 1e-9)
     if chosen == count:
         return sample
@@ -70,19 +70,32 @@ def sub_batch(
     return _rows_of(sample, rows, padding_idx)
 
 
-def _count(sample: Dict[str, Any]) -> int:
-    """Returns the number of rows: of sentences, and of those that only pad to a fixed number."""
+def num_sentences(sample: Dict[str, Any]) -> int:
+    """Returns how many sentences a mini-batch has, by their numbers where it has them.
+
+    (``nsentences`` of fairseq's denoising is how many words the first one has.)
+    """
     numbers: Any = sample.get("id")
+    return int(sample["nsentences"]) if _is_unnumbered(numbers) else len(numbers)
+
+
+def num_rows(sample: Dict[str, Any]) -> int:
+    """Returns the number of rows: of sentences, and of those that only pad to a fixed number."""
+    count = num_sentences(sample)
     tokens: Any = _net_input(sample).get("src_tokens")
-    if numbers is None or isinstance(numbers, int):
-        return int(sample["nsentences"])
-    return max(len(numbers), int(tokens.size(0)) if _is_text(tokens) else 0)
+    if _is_unnumbered(sample.get("id")) or not _is_text(tokens):
+        return count
+    return max(count, int(tokens.size(0)))
+
+
+def _is_unnumbered(numbers: Any) -> bool:
+    return numbers is None or isinstance(numbers, int)
 
 
 def _rows_of(sample: Dict[str, Any], rows: List[int], padding_idx: int) -> Dict[str, Any]:
     if "alignments" in sample:
         raise ValueError("the alignments of words (--load-alignments) are of the whole mini-batch")
-    count = _count(sample)
+    count = num_rows(sample)
     if rows == list(range(count)):
         return dict(sample)
     _refuse_other_targets(sample.get("target"), count)
