@@ -76,6 +76,20 @@ class TestFigures:
         assert [each["checkpoint"] for each in found] == [checkpoint, earlier, checkpoint]
         assert found[0]["radii"] == found[2]["radii"] != found[1]["radii"]
 
+    def test_criterions_of_several(
+        self, figures: Any, checkpoint: str, other_criterion: str, corpus: Path
+    ) -> None:
+        arguments = (corpus, checkpoint, other_criterion, "--points", 2)
+        line = figures(*arguments)
+        assert (line["criterion"], line["unit"]) == (
+            "label_smoothed_cross_entropy",
+            "nats per token",
+        )
+        both = figures(*arguments, "--dimensions", 0, "--m-sharpness", 0.1, "--m", 8)
+        one, other = both["names"]
+        assert both["criterion"] == f"{one}: label_smoothed_cross_entropy, {other}: cross_entropy"
+        assert both["unit"] == f"{one}: nats per token, {other}: nats per sentence"
+
     def test_m_sharpness(self, figures: Any, checkpoint: str, corpus: Path, capsys: Any) -> None:
         arguments = (corpus, checkpoint, "--dimensions", 0, "--m-sharpness", "0.01,0.05")
         found = {m: figures(*arguments, "--m", m)["m_sharpness"][0] for m in (1, 3, 8)}

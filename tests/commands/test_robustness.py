@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -127,6 +128,28 @@ class TestFigures:
         assert f"{found[1]['mean']:.4f} ± {found[1]['standard_error']:.4f}" in (
             capsys.readouterr().out
         )
+
+    def test_criterions_that_report_other_metrics(
+        self, checkpoint: str, other_criterion: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        plot = tmp_path / "plot.svg"
+        for first, second in ((checkpoint, other_criterion), (other_criterion, checkpoint)):
+            arguments = (corpus, first, second, "--radii", 0.1, "--steps", 1)
+            assert run(*arguments, "--plot", plot) == 0
+            printed = capsys.readouterr().out
+            one, other = checkpoint_data.checkpoint_names([first, second])
+            named = {checkpoint: "label_smoothed_cross_entropy", other_criterion: "cross_entropy"}
+            about = f"{one}: {named[first]}, {other}: {named[second]}"
+            assert printed.startswith(f"valid: {NUM_VALID} sentences, {about}, adversarial")
+            units = {checkpoint: "nats per token", other_criterion: "nats per sentence"}
+            assert f"loss ({one}: {units[first]}, {other}: {units[second]}):" in printed
+            (clean,) = re.findall(r"accuracy \(%\):\n(?:.*\n){3}\| none (.*)", printed)
+            cells = clean.strip("| ").split(" | ")
+            assert [cell == "–" for cell in cells] == [
+                p == other_criterion for p in (first, second)
+            ]
+            assert "inf" not in printed
+            assert "accuracy (%)" in plot.read_text(encoding="utf-8")
 
     def test_bleu_is_that_of_the_translations(self, checkpoint: str, corpus: Path) -> None:
         overrides = bleu_overrides('{"beam": 2, "max_len_b": 12}')
