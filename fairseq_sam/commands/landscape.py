@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, names: List[str]) -> Dict[str, Any]:
     from fairseq_sam.evaluation.task_scores import loss_unit
+    from fairseq_sam.training.samples import num_sentences
 
     paths = args.checkpoints
     loaded = [load_dataset_loss(args, path) for path in paths]
@@ -128,7 +129,7 @@ def _measure(args: argparse.Namespace, names: List[str]) -> Dict[str, Any]:
             {name: str(each.cfg.criterion._name) for name, _, (each, _) in own}
         ),
         "seed": args.seed,
-        "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
+        "num_sentences": sum(map(num_sentences, loss.samples)),
     }
     units = {}
     for name, path, (_, each) in own:

@@ -143,6 +143,7 @@ def _measure(
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Returns what is said of the data, and a checkpoint's figures."""
     from fairseq_sam.evaluation import task_scores
+    from fairseq_sam.training.samples import num_sentences
 
     overrides: Dict[str, Any] = {"eval_bleu": False}
     if args.bleu:
@@ -155,7 +156,7 @@ def _measure(
         points = progress(_points(args, trained, loss), total, "corruption", name)
         about = {
             "criterion": getattr(trained.cfg.criterion, "_name", None),
-            "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
+            "num_sentences": sum(map(num_sentences, loss.samples)),
             "unit": task_scores.loss_unit(loss),
         }
     return about, {"checkpoint": checkpoint, "name": name, **_summary(points)}
