@@ -129,13 +129,13 @@ def _measure(args: argparse.Namespace, names: List[str]) -> Dict[str, Any]:
             {name: str(each.cfg.criterion._name) for name, _, (each, _) in own}
         ),
         "seed": args.seed,
-        "num_sentences": sum(map(num_sentences, loss.samples)),
     }
     units = {}
     for name, path, (_, each) in own:
         with explaining(path, args.data):
             units[name] = loss_unit(each)
     figures["unit"] = told_apart(units)
+    figures["num_sentences"] = sum(map(num_sentences, loss.samples))
     if args.dimensions:
         end = _matching(loss, loaded[1][1], paths) if len(loaded) > 1 else None
         figures["surface"] = _surface(args, loss, end)

@@ -146,6 +146,22 @@ class TestErrors:
         assert f"{other}: another model than" in error
         assert "encoder.layers.0.fc1" in error
 
+    def test_a_multilingual_model(
+        self, one_line: Any, corpus: Path, fairseq_train: Callable[..., Run]
+    ) -> None:
+        sizes = "".join(
+            f" --{part}-layers 1 --{part}-embed-dim 8 --{part}-ffn-embed-dim 8"
+            f" --{part}-attention-heads 2"
+            for part in ("encoder", "decoder")
+        )
+        task = "--task multilingual_translation --lang-pairs de-en --arch multilingual_transformer"
+        flags = f"{task}{sizes} --max-tokens 200 --lr 0.1"
+        trained = fairseq_train(
+            "--optimizer adam --max-epoch 1 --save-interval 1", task=(str(corpus), flags)
+        )
+        error = one_line(corpus, trained.save_dir / "checkpoint_last.pt")
+        assert "does not fit" in error
+
     def test_mini_batches_that_cannot_be_filled(
         self, one_line: Any, checkpoint: str, corpus: Path
     ) -> None:
