@@ -141,7 +141,7 @@ def _drawing_by(number: int) -> Iterator[None]:
     from fairseq.data.data_utils import numpy_seed
 
     with torch.random.fork_rng(devices=()), numpy_seed(number):
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)  # and not those of GPUs
         yield
 
 
