@@ -20,6 +20,7 @@ from fairseq_sam.commands.refusals import CommandError
 from fairseq_sam.flags.number_types import count, num_points, positive, radii, whole_number
 from fairseq_sam.reporting.landscape_plot import write_landscape_plot
 from fairseq_sam.reporting.landscape_table import landscape_tables
+from fairseq_sam.reporting.numbers import told_apart
 
 if TYPE_CHECKING:
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
@@ -112,21 +113,29 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace, names: List[str]) -> Dict[str, Any]:
     from fairseq_sam.evaluation.task_scores import loss_unit
+    from fairseq_sam.training.samples import num_sentences
 
     paths = args.checkpoints
     loaded = [load_dataset_loss(args, path) for path in paths]
-    trained, loss = loaded[0]
+    _, loss = loaded[0]
+    # A surface is all of the first one's criterion.
+    own = list(zip(names, paths, loaded if args.m_sharpness else loaded[:1]))
     figures: Dict[str, Any] = {
         "data": args.data,
         "subset": args.subset,
         "checkpoints": paths,
         "names": names,
-        "criterion": getattr(trained.cfg.criterion, "_name", None),
+        "criterion": told_apart(
+            {name: str(each.cfg.criterion._name) for name, _, (each, _) in own}
+        ),
         "seed": args.seed,
-        "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
     }
-    with explaining(paths[0], args.data):
-        figures["unit"] = loss_unit(loss)
+    units = {}
+    for name, path, (_, each) in own:
+        with explaining(path, args.data):
+            units[name] = loss_unit(each)
+    figures["unit"] = told_apart(units)
+    figures["num_sentences"] = sum(map(num_sentences, loss.samples))
     if args.dimensions:
         end = _matching(loss, loaded[1][1], paths) if len(loaded) > 1 else None
         figures["surface"] = _surface(args, loss, end)

@@ -19,6 +19,7 @@ from fairseq_sam.commands.checkpoint_data import (
 from fairseq_sam.commands.figures import add_output_arguments, write_results
 from fairseq_sam.commands.progress import progress
 from fairseq_sam.flags.number_types import num_draws, num_steps, radii
+from fairseq_sam.reporting.numbers import told_apart
 from fairseq_sam.reporting.robustness_plot import write_robustness_plot
 from fairseq_sam.reporting.robustness_table import robustness_tables
 
@@ -128,7 +129,10 @@ def run(args: argparse.Namespace) -> int:
     """Measures, prints, writes."""
     names = prepare(args)
     measured = [_measure(args, path, name) for path, name in zip(args.checkpoints, names)]
-    figures = {**_settings(args), **measured[0][0], "checkpoints": [each for _, each in measured]}
+    (about, _), *_ = measured
+    for word in ("criterion", "unit"):
+        about[word] = told_apart({each["name"]: found[word] for found, each in measured})
+    figures = {**_settings(args), **about, "checkpoints": [each for _, each in measured]}
     print(robustness_tables(figures), end="")
     write_results(args, figures, partial(write_robustness_plot, figures))
     return 0
@@ -139,6 +143,7 @@ def _measure(
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """Returns what is said of the data, and a checkpoint's figures."""
     from fairseq_sam.evaluation import task_scores
+    from fairseq_sam.training.samples import num_sentences
 
     overrides: Dict[str, Any] = {"eval_bleu": False}
     if args.bleu:
@@ -151,7 +156,7 @@ def _measure(
         points = progress(_points(args, trained, loss), total, "corruption", name)
         about = {
             "criterion": getattr(trained.cfg.criterion, "_name", None),
-            "num_sentences": sum(int(sample["nsentences"]) for sample in loss.samples),
+            "num_sentences": sum(map(num_sentences, loss.samples)),
             "unit": task_scores.loss_unit(loss),
         }
     return about, {"checkpoint": checkpoint, "name": name, **_summary(points)}

@@ -207,11 +207,11 @@ def _slots(args: argparse.Namespace, command: TrainingCommand) -> List[Optional[
 
 
 def _print_commands(args: argparse.Namespace, command: TrainingCommand) -> int:
-    """Prints what would be trained first: the baseline and the middle of the range."""
+    """Prints what would be trained first: the baseline, and what would be tried along with it."""
     from fairseq_sam.experiments.search.course import first_commands
 
-    for arguments in first_commands(_plan(args), command):
-        print(shlex.join(["fairseq-train", *arguments]))
+    for line in first_commands(_plan(args), command, len(_slots(args, command))):
+        print(shlex.join(line))
     return 0
 
 

@@ -70,6 +70,7 @@ def _measure_hessian(args: argparse.Namespace, checkpoint: str, name: str) -> Ch
         loss_and_sample_size,
         memory_needed,
     )
+    from fairseq_sam.training.samples import num_sentences
 
     _, dataset = load_dataset_loss(args, checkpoint, _KEEP_ACTIVATIONS)
     size, memory = num_weights(dataset.weights), free_memory()
@@ -87,7 +88,7 @@ def _measure_hessian(args: argparse.Namespace, checkpoint: str, name: str) -> Ch
             args.seed,
             after_each,
         )
-    sentences = sum(_num_sentences(sample) for sample in dataset.samples)
+    sentences = sum(map(num_sentences, dataset.samples))
     return CheckpointSpectrum(checkpoint, spectrum, loss, size, sentences, sample_size)
 
 
@@ -163,10 +164,6 @@ def _warn_of_memory(needed: int, free: Optional[int]) -> None:
             f"{free / 1e9:.1f} GB are free: a smaller --top takes less",
             file=sys.stderr,
         )
-
-
-def _num_sentences(sample: Dict[str, Any]) -> int:
-    return len(sample["id"]) if "id" in sample else int(sample["nsentences"])
 
 
 def free_memory() -> Optional[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
@@ -130,9 +131,28 @@ def _sentences(
     return dataset, chosen
 
 
+@contextlib.contextmanager
+def _drawing_by(number: int) -> Iterator[None]:
+    """Context in which random numbers depend on a sentence's number alone.
+
+    Some data sets draw what they do to a sentence, such as the noise of denoising. All models, and
+    mini-batches of all sizes, are to see the same.
+    """
+    from fairseq.data.data_utils import numpy_seed
+
+    with torch.random.fork_rng(devices=()), numpy_seed(number):
+        torch.default_generator.manual_seed(number)  # and not those of GPUs
+        yield
+
+
 def _collate(dataset: Any, indices: Sequence[int], device: torch.device) -> Dict[str, Any]:
     from fairseq import utils
 
-    sample = dataset.collater([dataset[index] for index in indices])
+    examples = []
+    for index in indices:
+        with _drawing_by(index):
+            examples.append(dataset[index])
+    with _drawing_by(indices[0]):
+        sample = dataset.collater(examples)
     moved: Dict[str, Any] = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
     return moved

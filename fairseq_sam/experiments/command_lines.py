@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
-from typing import Any, List, Mapping, Tuple, Union
+from typing import Any, Iterable, List, Mapping, Tuple, Union
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,15 @@ def shell_line(command: Command, places: Mapping[str, str]) -> str:
             line += f" {sign} {shell_word(name, places)}"
     line = f"{line} 2>&1" if command.log else line
     return f"[ -e {shell_word(command.unless, places)} ] || {line}" if command.unless else line
+
+
+def one_line(arguments: Iterable[str]) -> str:
+    r"""Returns arguments as one types them into bash, in one line even if they have several.
+
+    >>> print(one_line(["--small", "--extra", "--lr 1\n--clip-norm 2"]))
+    --small --extra '--lr 1'$'\n''--clip-norm 2'
+    """
+    return shlex.join(arguments).replace("\n", "'$'\\n''")
 
 
 def shell_word(word: str, places: Mapping[str, str]) -> str:

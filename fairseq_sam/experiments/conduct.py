@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Optional, Sequence
 
 from fairseq_sam import FairseqSamError
-from fairseq_sam.experiments.command_lines import shell_lines
+from fairseq_sam.experiments.command_lines import one_line, shell_lines
 from fairseq_sam.experiments.directory import check_settings, locked
 from fairseq_sam.experiments.errors import JobError, MisuseError, OtherSettingsError
 from fairseq_sam.experiments.experiment import LAUNCHED, ROOT, Experiment
@@ -120,7 +120,7 @@ def run(x: Experiment, program: str, arguments: Sequence[str]) -> None:
         check_settings(out, x.recipe.recorded(x), tell)
         array = ["--launcher"] if options.launcher == ARRAY else []
         kept = without(arguments, "--stage", "--stop-stage", *array)
-        again = f"{program} {shlex.join(kept)}"
+        again = f"{program} {one_line(kept)}"
         runner = Runner(_slots(options), tell, locks, keep_going=True)
         runner.again = lambda job: f"{again} --job {job.name}"
         if options.job:
@@ -254,7 +254,7 @@ def print_script(x: Experiment, program: str, arguments: Sequence[str]) -> None:
     places = {"OUT": x.out, "DATA": x.options.data, "ROOT": str(ROOT)}
     places = {name: str(place).rstrip("/") for name, place in places.items() if place}
     print("#!/usr/bin/env bash")
-    options = shlex.join(argument for argument in arguments if argument != "--dry-run")
+    options = one_line(argument for argument in arguments if argument != "--dry-run")
     print(f"# What {program} {options} does, one after the other.")
     print("# Trainings go on from their last checkpoint; `python` has fairseq and all the rest.")
     print("# Numbers that follow from the data, such as updates, are those of the whole set.")

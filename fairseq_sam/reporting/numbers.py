@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 _NUMBER = re.compile(
     r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|nan|[-+]?inf", re.IGNORECASE
@@ -46,6 +46,19 @@ def printable(text: str, most: int = 60) -> str:
     """
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return "".join(letter if letter.isprintable() else "?" for letter in short)
+
+
+def told_apart(texts: Mapping[str, str]) -> str:
+    """Returns the text that all names have in common, or each name with its own.
+
+    >>> told_apart({"adam": "cross_entropy", "sam": "cross_entropy"})
+    'cross_entropy'
+    >>> told_apart({"adam": "cross_entropy", "sam": "r_drop_cross_entropy"})
+    'adam: cross_entropy, sam: r_drop_cross_entropy'
+    """
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return ", ".join(f"{name}: {text}" for name, text in texts.items())
 
 
 def sample_deviation(values: Sequence[float]) -> float:

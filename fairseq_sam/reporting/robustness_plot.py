@@ -31,11 +31,12 @@ def write_robustness_plot(figures: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    labels = metric_labels(list(figures["checkpoints"][0]["clean"]), figures["unit"])
+    labels = metric_labels(figures["checkpoints"], figures["unit"])
     with figure_file(path, len(labels), height=2.0) as (_, axes):
         for axis, (metric, label) in zip(axes, labels.items()):
             for index, measured in enumerate(figures["checkpoints"]):
-                _draw(axis, measured, metric, index, len(figures["checkpoints"]))
+                if metric in measured["clean"]:
+                    _draw(axis, measured, metric, index, len(figures["checkpoints"]))
             axis.set_ylabel(label)
             if metric == "ppl":
                 use_log_scale(axis)
@@ -85,12 +86,13 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def metric_labels(metrics: Sequence[str], unit: str) -> Dict[str, str]:
-    """Returns the metrics' names for people, with their units.
+def metric_labels(checkpoints: Sequence[Mapping[str, Any]], unit: str) -> Dict[str, str]:
+    """Returns the metrics that any checkpoint has, and their names for people, with their units.
 
-    >>> metric_labels(["loss", "accuracy"], "nats per token")
+    >>> metric_labels([{"clean": {"loss": 1}}, {"clean": {"accuracy": 2}}], "nats per token")
     {'loss': 'loss (nats per token)', 'accuracy': 'accuracy (%)'}
     """
+    metrics = dict.fromkeys(metric for each in checkpoints for metric in each["clean"])
     known = {
         "loss": f"loss ({unit})",
         "ppl": "perplexity",

@@ -7,6 +7,8 @@ from typing import Any, List, Mapping, Optional, Sequence
 from fairseq_sam.reporting.robustness_plot import metric_labels
 
 _NORMS = {"l2": "L2", "linf": "L∞"}
+_NO_VALUE = "–"
+"""Stands for what a checkpoint's criterion does not report."""
 
 
 def robustness_tables(figures: Mapping[str, Any]) -> str:
@@ -18,11 +20,10 @@ def robustness_tables(figures: Mapping[str, Any]) -> str:
     about = f"{figures['subset']}: {figures['num_sentences']} sentences, {figures['criterion']}"
     lines = [f"{about}, {_described(figures)}"]
     checkpoints = figures["checkpoints"]
-    metrics = list(checkpoints[0]["clean"])
-    for metric, label in metric_labels(metrics, figures["unit"]).items():
+    for metric, label in metric_labels(checkpoints, figures["unit"]).items():
         digits = 4 if metric == "loss" else 2
         header = [f"{_NORMS[figures['norm']]} radius", *(each["name"] for each in checkpoints)]
-        clean = [_number(each["clean"].get(metric), digits) for each in checkpoints]
+        clean = [_clean(each, metric, digits) for each in checkpoints]
         lines += ["", f"{label}:", "", _row(header), _row(["---:"] * len(header))]
         lines.append(_row(["none", *clean]))
         for index, point in enumerate(checkpoints[0]["corrupted"]):
@@ -39,9 +40,16 @@ def _described(figures: Mapping[str, Any]) -> str:
     return f"adversarial corruption in {figures['steps']} steps"
 
 
+def _clean(checkpoint: Mapping[str, Any], metric: str, digits: int) -> str:
+    scores = checkpoint["clean"]
+    return _number(scores[metric], digits) if metric in scores else _NO_VALUE
+
+
 def _cell(checkpoint: Mapping[str, Any], index: int, metric: str, digits: int) -> str:
-    found = checkpoint["corrupted"][index].get(metric, {"mean": None, "standard_error": None})
-    clean, mean, error = checkpoint["clean"].get(metric), found["mean"], found["standard_error"]
+    if metric not in checkpoint["clean"]:
+        return _NO_VALUE
+    found = checkpoint["corrupted"][index][metric]
+    clean, mean, error = checkpoint["clean"][metric], found["mean"], found["standard_error"]
     text = _number(mean, digits)
     if error is not None:
         text += f" ± {error:.{digits}f}"

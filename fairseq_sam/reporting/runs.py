@@ -166,12 +166,12 @@ def group_runs(runs: Sequence[Run], group_by: Optional[str]) -> Dict[str, List[R
         group_by: matches the seed in a name, for instance; without one each run is a group.
 
     Returns:
-        By what is left of their names.
+        By what is left of their names; ``all`` where nothing is.
     """
     groups: Dict[str, List[Run]] = {}
     for run in runs:
         name = re.sub(group_by, "", run.name).strip("-_./ ") if group_by else run.name
-        groups.setdefault(name or run.name, []).append(run)
+        groups.setdefault(name or "all", []).append(run)
     return groups
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
@@ -123,11 +124,15 @@ def _mean_column(title: str, digits: int, value: Callable[[Run], Optional[float]
 
 
 def _best_median_column(metric: str, value: Callable[[Run], Optional[float]]) -> _Column:
-    best = min if metric_title(metric).endswith("↓") else max
+    sign = 1 if metric_title(metric).endswith("↓") else -1
 
     def cell(name: str, runs: Sequence[Run]) -> str:
         known = [v for v in map(value, runs) if v is not None]
-        return f"{best(known):.2f} / {statistics.median(known):.2f}" if known else ""
+        if not known:
+            return ""
+        costs = [sign * v if math.isfinite(v) else math.inf for v in known]
+        found = (min(costs), statistics.median(costs))
+        return " / ".join(f"{sign * c:.2f}" if c < math.inf else "nan" for c in found)
 
     return _Column(f"{metric_title(metric)}, best / median", cell)
 

@@ -58,6 +58,14 @@ def trained(shared_fairseq_train: Callable[..., Run]) -> Run:
 
 
 @pytest.fixture(scope="module")
+def other_criterion(shared_fairseq_train: Callable[..., Run]) -> str:
+    """A model of the same kind whose criterion is another, and reports no accuracy."""
+    flags = "--optimizer adam --max-epoch 1 --save-interval 1"
+    run = shared_fairseq_train(flags, "--criterion cross_entropy --sentence-avg", validate=True)
+    return str(run.save_dir / "checkpoint_last.pt")
+
+
+@pytest.fixture(scope="module")
 def checkpoint(trained: Run) -> str:
     """Its second epoch."""
     return str(trained.save_dir / "checkpoint_last.pt")

@@ -76,6 +76,20 @@ class TestFigures:
         assert [each["checkpoint"] for each in found] == [checkpoint, earlier, checkpoint]
         assert found[0]["radii"] == found[2]["radii"] != found[1]["radii"]
 
+    def test_criterions_of_several(
+        self, figures: Any, checkpoint: str, other_criterion: str, corpus: Path
+    ) -> None:
+        arguments = (corpus, checkpoint, other_criterion, "--points", 2)
+        line = figures(*arguments)
+        assert (line["criterion"], line["unit"]) == (
+            "label_smoothed_cross_entropy",
+            "nats per token",
+        )
+        both = figures(*arguments, "--dimensions", 0, "--m-sharpness", 0.1, "--m", 8)
+        one, other = both["names"]
+        assert both["criterion"] == f"{one}: label_smoothed_cross_entropy, {other}: cross_entropy"
+        assert both["unit"] == f"{one}: nats per token, {other}: nats per sentence"
+
     def test_m_sharpness(self, figures: Any, checkpoint: str, corpus: Path, capsys: Any) -> None:
         arguments = (corpus, checkpoint, "--dimensions", 0, "--m-sharpness", "0.01,0.05")
         found = {m: figures(*arguments, "--m", m)["m_sharpness"][0] for m in (1, 3, 8)}
@@ -131,6 +145,22 @@ class TestErrors:
         error = one_line(corpus, checkpoint, other)
         assert f"{other}: another model than" in error
         assert "encoder.layers.0.fc1" in error
+
+    def test_a_multilingual_model(
+        self, one_line: Any, corpus: Path, fairseq_train: Callable[..., Run]
+    ) -> None:
+        sizes = "".join(
+            f" --{part}-layers 1 --{part}-embed-dim 8 --{part}-ffn-embed-dim 8"
+            f" --{part}-attention-heads 2"
+            for part in ("encoder", "decoder")
+        )
+        task = "--task multilingual_translation --lang-pairs de-en --arch multilingual_transformer"
+        flags = f"{task}{sizes} --max-tokens 200 --lr 0.1"
+        trained = fairseq_train(
+            "--optimizer adam --max-epoch 1 --save-interval 1", task=(str(corpus), flags)
+        )
+        error = one_line(corpus, trained.save_dir / "checkpoint_last.pt")
+        assert "does not fit" in error
 
     def test_mini_batches_that_cannot_be_filled(
         self, one_line: Any, checkpoint: str, corpus: Path

@@ -200,6 +200,34 @@ class TestTable:
         assert header.startswith("| run | runs | BLEU (of 100) ↑, mean ± std | lowest valid loss")
         assert row.startswith("| adam | 3 | 32.00 ± 1.00 | 5.000 ± 0.000 |")
 
+    def test_seeds_of_one_method_are_a_group(self, tmp_path, capsys):
+        """Their names are their last components, of which the expression leaves nothing."""
+        runs = [str(write_run(tmp_path / "sam" / f"seed{s}", bleu=30.0 + s)) for s in (1, 2, 3)]
+        plot = ["--plot", str(tmp_path / "curves.png")]
+        assert main(["report", *runs, "--group-by", "seed[0-9]+", *plot]) == 0
+        _, _, row, after = capsys.readouterr().out.splitlines()[:4]
+        assert row.startswith("| all | 3 | 32.00 ± 1.00 |")
+        assert after == ""
+
+    @pytest.mark.parametrize(
+        ("metric", "values", "expected"),
+        [
+            ("Perplexity", (None, 80.0, 90.0), "80.00 / 90.00"),
+            ("Perplexity", (90.0, None, 80.0), "80.00 / 90.00"),
+            ("Accuracy", (None, 80.0, 90.0), "90.00 / 80.00"),
+            ("Accuracy", (80.0, None, None), "80.00 / nan"),
+            ("Accuracy", (None, None), "nan / nan"),
+        ],
+    )
+    def test_a_score_that_is_not_finite_is_the_worst(self, tmp_path, metric, values, expected):
+        runs = []
+        for seed, value in enumerate(values):
+            directory = write_run(tmp_path / f"sam-seed{seed}")
+            (directory / "scores.json").write_text(json.dumps([{"name": metric, "score": value}]))
+            runs.append(read_run(directory, directory.name))
+        table = markdown_table(runs, group_by="seed[0-9]+", summary="best-median")
+        assert table.splitlines()[2].startswith(f"| sam | {len(values)} | {expected} |")
+
     def test_published_results_stand_beside_runs_and_nowhere_else(self, tmp_path):
         runs = [
             read_run(write_run(tmp_path / name, bleu=30.0), name) for name in ("baseline", "mine")

@@ -11,6 +11,7 @@ from typing import Any, Callable
 import pytest
 
 from fairseq_sam.commands import main
+from fairseq_sam.commands.checkpoint_data import checkpoint_names
 from fairseq_sam.evaluation.sentences import single_sentences
 from fairseq_sam.evaluation.trained_model import (
     LoadError,
@@ -65,6 +66,16 @@ class TestFigures:
         assert f"{NUM_VALID} sentences" in captured.out
         assert captured.err == ""
         assert Path(checkpoint).read_bytes() == before
+
+    def test_criterions_of_several(
+        self, checkpoint: str, other_criterion: str, corpus: Path, capsys: Any
+    ) -> None:
+        assert risk(corpus, checkpoint, other_criterion) == 0
+        one, other = checkpoint_names([checkpoint, other_criterion])
+        about = (
+            f"{one}: per_sentence_label_smoothed_cross_entropy, {other}: per_sentence_cross_entropy"
+        )
+        assert capsys.readouterr().out.startswith(f"valid: {NUM_VALID} sentences, {about}\n")
 
     def test_clean_loss_is_the_one_of_validation(
         self, trained: Run, checkpoint: str, corpus: Path, tmp_path: Path

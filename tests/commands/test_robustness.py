@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, Callable
 
@@ -128,6 +129,28 @@ class TestFigures:
             capsys.readouterr().out
         )
 
+    def test_criterions_that_report_other_metrics(
+        self, checkpoint: str, other_criterion: str, corpus: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        plot = tmp_path / "plot.svg"
+        for first, second in ((checkpoint, other_criterion), (other_criterion, checkpoint)):
+            arguments = (corpus, first, second, "--radii", 0.1, "--steps", 1)
+            assert run(*arguments, "--plot", plot) == 0
+            printed = capsys.readouterr().out
+            one, other = checkpoint_data.checkpoint_names([first, second])
+            named = {checkpoint: "label_smoothed_cross_entropy", other_criterion: "cross_entropy"}
+            about = f"{one}: {named[first]}, {other}: {named[second]}"
+            assert printed.startswith(f"valid: {NUM_VALID} sentences, {about}, adversarial")
+            units = {checkpoint: "nats per token", other_criterion: "nats per sentence"}
+            assert f"loss ({one}: {units[first]}, {other}: {units[second]}):" in printed
+            (clean,) = re.findall(r"accuracy \(%\):\n(?:.*\n){3}\| none (.*)", printed)
+            cells = clean.strip("| ").split(" | ")
+            assert [cell == "–" for cell in cells] == [
+                p == other_criterion for p in (first, second)
+            ]
+            assert "inf" not in printed
+            assert "accuracy (%)" in plot.read_text(encoding="utf-8")
+
     def test_bleu_is_that_of_the_translations(self, checkpoint: str, corpus: Path) -> None:
         overrides = bleu_overrides('{"beam": 2, "max_len_b": 12}')
         model = load_trained_model(checkpoint, str(corpus), overrides)
@@ -161,6 +184,75 @@ class TestFigures:
                      "L2 radius of the corruption"):  # fmt: skip
             assert text in image
         assert [path.name for path in tmp_path.iterdir() if "incomplete" in path.name] == []
+
+
+def plain_text(corpus: Path) -> Path:
+    """A translation corpus has no plain text; fairseq names the language in its files."""
+    data = corpus.parent / f"{corpus.name}_lm"
+    data.mkdir(exist_ok=True)
+    for suffix in ("bin", "idx"):
+        for part in ("train", "valid"):
+            (data / f"{part}.{suffix}").write_bytes(
+                (corpus / f"{part}.de-en.en.{suffix}").read_bytes()
+            )
+    (data / "dict.txt").write_bytes((corpus / "dict.en.txt").read_bytes())
+    return data
+
+
+class TestNoiseOfTheData:
+    """Denoising draws it with torch, and has a ``nsentences`` that is none."""
+
+    @pytest.fixture(scope="class")
+    def measured(
+        self, corpus: Path, shared_fairseq_train: Callable[..., Run], tmp_path_factory: Any
+    ) -> Any:
+        data, folder = plain_text(corpus), tmp_path_factory.mktemp("noise")
+        flags = (
+            "--task denoising --arch bart_base --encoder-layers 1 --decoder-layers 1 "
+            "--encoder-embed-dim 8 --decoder-embed-dim 8 --encoder-ffn-embed-dim 8 "
+            "--decoder-ffn-embed-dim 8 --encoder-attention-heads 2 --decoder-attention-heads 2 "
+            "--tokens-per-sample 32 --sample-break-mode eos --mask 0.3 --replace-length 1 "
+            "--mask-length span-poisson --permute-sentences 0 --rotate 0 --max-tokens 200 --lr 0.1"
+        )
+        trained = shared_fairseq_train(
+            "--save-interval 1 --max-epoch 2 --optimizer adam", task=(str(data), flags)
+        )
+        copies = [str(folder / name) for name in ("one.pt", "other.pt")]
+        for copy in copies:
+            Path(copy).write_bytes((trained.save_dir / "checkpoint_last.pt").read_bytes())
+
+        def measure(command: str, *flags: Any) -> Any:
+            written = folder / "figures.json"
+            arguments = [command, data, *copies, *flags, "--cpu", "--json", written]
+            assert main(list(map(str, arguments))) == 0
+            return json.loads(written.read_text())
+
+        return measure
+
+    def test_robustness(self, measured: Any) -> None:
+        figures = measured("robustness", "--radii", 0.1, "--steps", 1)
+        one, other = figures["checkpoints"]
+        assert one["clean"] == other["clean"]
+        assert one["corrupted"] == other["corrupted"]
+        assert figures["num_sentences"] == NUM_VALID
+
+    def test_risk(self, measured: Any) -> None:
+        one, other = measured("risk")["checkpoints"]
+        assert one["clean"] == other["clean"]
+        assert one["num_sentences"] == NUM_VALID
+
+    def test_m_sharpness(self, measured: Any) -> None:
+        figures = measured("landscape", "--dimensions", 0, "--m-sharpness", 0.1, "--m", 2)
+        one, other = figures["m_sharpness"]
+        assert one["radii"] == other["radii"]
+        assert figures["num_sentences"] == NUM_VALID
+
+    def test_mini_batches_have_the_same(self, measured: Any) -> None:
+        losses = [
+            measured("robustness", "--radii", 0.1, "--max-tokens", tokens)["checkpoints"][0]
+            for tokens in (10, 4000)
+        ]
+        assert losses[0]["clean"]["loss"] == pytest.approx(losses[1]["clean"]["loss"], rel=1e-6)
 
 
 def test_infinite_scores_are_shown(tmp_path: Path) -> None:
@@ -205,15 +297,7 @@ class TestErrors:
             "--decoder-ffn-embed-dim 8 --decoder-layers 1 --decoder-attention-heads 2 "
             "--tokens-per-sample 16 --batch-size 8 --optimizer adam --max-epoch 1"
         )
-        # A translation corpus has no plain text; fairseq names the language in its files.
-        data = corpus.parent / f"{corpus.name}_lm"
-        data.mkdir(exist_ok=True)
-        for suffix in ("bin", "idx"):
-            for part in ("train", "valid"):
-                (data / f"{part}.{suffix}").write_bytes(
-                    (corpus / f"{part}.de-en.en.{suffix}").read_bytes()
-                )
-        (data / "dict.txt").write_bytes((corpus / "dict.en.txt").read_bytes())
+        data = plain_text(corpus)
         trained = fairseq_train("--save-interval 1", task=(str(data), flags))
         model = trained.save_dir / "checkpoint_last.pt"
         error = one_line(data, model, "--bleu")

@@ -269,9 +269,10 @@ class TestClusters:
             ["--gpus", "1"]
         ] * 8
 
-    def test_the_commands_of_an_array_job(self, tmp_path):
+    @pytest.mark.parametrize("extra", ["", "--lr 1\n  --clip-norm 2"])
+    def test_the_commands_of_an_array_job(self, tmp_path, extra):
         run(tmp_path, "--stop-stage", 2)
-        output = run(tmp_path, "--launcher", "array", "--stage", 3)
+        output = run(tmp_path, "--launcher", "array", "--stage", 3, "--extra", extra)
         (submit,) = (line for line in output.splitlines() if line.startswith("sbatch "))
         assert "--array=1-4 " in submit
         fake = tmp_path / "bin"
@@ -408,8 +409,9 @@ def test_the_script_may_be_run_again(tmp_path):
         assert log == "trained\n" * (1 + number)  # the shared epochs', and its own
 
 
-def test_the_script_of_a_dry_run_does_the_same(tmp_path):
-    script = run(tmp_path / "by_hand", "--dry-run")
+@pytest.mark.parametrize("extra", ["", "--lr 1\n  --clip-norm 2"])
+def test_the_script_of_a_dry_run_does_the_same(tmp_path, extra):
+    script = run(tmp_path / "by_hand", "--dry-run", "--extra", extra)
     assert not (tmp_path / "by_hand").exists()
     subprocess.run(["bash"], input=script, text=True, check=True, env=ENVIRONMENT)
     run(tmp_path / "out")

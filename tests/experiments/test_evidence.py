@@ -50,6 +50,14 @@ def test_lengths_are_those_of_the_protocol(found, task):
     assert "--sam-start-epoch" not in late
 
 
+def test_each_text_may_be_packed(found, tmp_path):
+    (tmp_path / "ptb.valid.txt.gz").touch()
+    (tmp_path / "ptb.train.txt").touch()
+    reads = [line for line in found("ptb_lstm", "baseline") if "/ptb." in " ".join(line)]
+    assert [line[0] for line in reads] == ["cat", "gunzip", "cat"]
+    assert "valid.txt.gz" in " ".join(reads[1])
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_one_radius_for_all(found, task):
     for name, given in trainings(found(task, RECIPE.default)).items():

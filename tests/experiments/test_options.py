@@ -101,6 +101,7 @@ def test_misuse(needed, capsys, recipe, arguments, message):
         ("quickstart", ["--model", "huge"], "--model: invalid choice"),
         ("quickstart", ["--label", "a/b"], "--label: a/b is not allowed"),
         ("quickstart", ["--label", "adam"], "--label: adam is not allowed"),
+        ("quickstart", ["--label", "shared"], "--label: shared is not allowed"),
         ("quickstart", ["--text", "cooked"], "--text: invalid choice"),
         ("quickstart", ["--data", "."], "neither train.de nor train.de.gz is in it"),
         ("quickstart", ["--methods", "sam"], "--methods"),

@@ -6,7 +6,6 @@ No paper's table: the protocol and the figures are in docs/results/protocol.md a
 from __future__ import annotations
 
 import argparse
-import os
 from typing import Any, Dict, Iterator, List
 
 from fairseq_sam.experiments import recipe as r
@@ -134,8 +133,7 @@ with p-values corrected for the number of methods. Protocol and results: docs/re
         elif TASKS[x.options.task].glue:
             yield from evidence_tasks.sentence_pairs(**values)
         else:
-            packed = os.path.isfile(f"{values['data']}/ptb.train.txt.gz")
-            yield from evidence_tasks.text(packed, **values)
+            yield from evidence_tasks.text(**values)
 
     def flags(self, x: Experiment, seed: int) -> Dict[str, Any]:
         return {"bin": f"{x.out}/prepared/fold{seed}/bin"} if x.options.task == "mr" else {}

@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, Sequence
 from fairseq_sam.experiments.command_lines import Command, commands
 from fairseq_sam.experiments.recipes.classification import PAIR, binarised
 from fairseq_sam.experiments.recipes.glue import TASKS as GLUE
+from fairseq_sam.experiments.recipes.lstm_ptb import text_of
 
 FOLDS = range(1, 11)
 SPLITS = ("train", "valid", "test")
@@ -189,10 +190,6 @@ _BINARISED_PAIRS = """
 {python} -m fairseq_cli.preprocess --source-lang de --target-lang en --destdir {dir}/bin \\
     --trainpref {dir}/train.bpe --validpref {dir}/valid.bpe --testpref {dir}/test.bpe
 """
-_TEXT = """
-{unpack} {data}/ptb.{part}.txt{end} > {dir}/{part}.all
-head -n {lines} {dir}/{part}.all > {dir}/{part}
-"""
 _BINARISED_TEXT = """
 {python} -m fairseq_cli.preprocess --only-source --destdir {dir}/bin --trainpref {dir}/train \\
     --validpref {dir}/valid --testpref {dir}/test --nwordssrc 4000
@@ -220,12 +217,11 @@ def pairs(**values: Any) -> Iterator[Command]:
     yield from commands(_BINARISED_PAIRS, **values)
 
 
-def text(packed: bool, **values: Any) -> Iterator[Command]:
+def text(**values: Any) -> Iterator[Command]:
     """Yields what prepares a text to model; it is cut to ``train`` lines."""
-    unpack, end = (["gunzip", "-c"], ".gz") if packed else ("cat", "")
     for part in SPLITS:
         lines = values["train"] if part == "train" else 1000000
-        yield from commands(_TEXT, part=part, lines=lines, unpack=unpack, end=end, **values)
+        yield from text_of(part, lines=lines, **values)
     yield from commands(_BINARISED_TEXT, **values)
 
 

@@ -33,6 +33,13 @@ BINARISE = """
 """
 
 
+def text_of(part: str, **values: Any) -> Iterator[r.Command]:
+    """Yields what makes a part of the text, plain or .gz, cut to ``lines`` lines."""
+    packed = os.path.isfile(f"{values['data']}/ptb.{part}.txt.gz")
+    unpack, end = (["gunzip", "-c"], ".gz") if packed else ("cat", "")
+    yield from r.commands(TEXT, part=part, unpack=unpack, end=end, **values)
+
+
 class Lstm(ablations.WithAblations):
     """42,068, 3,370 and 3,761 lines of 10,000 word types."""
 
@@ -131,9 +138,7 @@ scripts/ablation.sh."""
     def prepare(self, x: Experiment, folder: str) -> Iterator[r.Step]:
         values = x.values(dir=folder)
         for part in SPLITS:
-            packed = os.path.isfile(f"{values['data']}/ptb.{part}.txt.gz")
-            unpack, end = (["gunzip", "-c"], ".gz") if packed else ("cat", "")
-            yield from r.commands(TEXT, part=part, unpack=unpack, end=end, **values)
+            yield from text_of(part, **values)
         yield from r.commands(BINARISE, **values)
 
 

@@ -130,10 +130,11 @@ rm -f {run}/checkpoints/checkpoint_best.pt
         options.start_epoch = options.start_epoch or options.epochs // 2 + 1
         options.max_tokens = options.max_tokens or (1500 if is_made else 3000)
         options.seeds, options.label = [options.seed], options.label or options.optimizer
-        if not re.fullmatch("(?!adam$)[A-Za-z0-9_-][A-Za-z0-9._-]*", options.label):
+        # The record of the shared epochs would be that of a run called so.
+        if not re.fullmatch("(?!(adam|shared)$)[A-Za-z0-9_-][A-Za-z0-9._-]*", options.label):
             raise r.MisuseError(
                 f"argument --label: {options.label} is not allowed: it must be letters, digits, "
-                "'.', '_' and '-', and not adam"
+                "'.', '_' and '-', and neither adam nor shared"
             )
         options.methods = ["adam", options.label]
         rho = options.rho or (GA_SAM_RHO if options.optimizer == "ga_sam" else "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Sequence
+from typing import Callable, Dict, Iterator, List, Optional, Sequence
 
 from fairseq_sam.experiments.directory import (
     SETTINGS_NAME,
@@ -18,7 +18,12 @@ from fairseq_sam.experiments.search.command_check import check_command
 from fairseq_sam.experiments.search.strategy import Strategy, follow, one_by_one, order_then_grid
 from fairseq_sam.experiments.search.summary import Summary, rows_of
 from fairseq_sam.experiments.search.training_command import TrainingCommand
-from fairseq_sam.experiments.search.trial_jobs import START_CONTENT, TrialRunner, content_of
+from fairseq_sam.experiments.search.trial_jobs import (
+    CHECKPOINT_NAME,
+    START_CONTENT,
+    TrialRunner,
+    content_of,
+)
 from fairseq_sam.experiments.search.trials import Result, StopRule, Trial
 
 
@@ -50,11 +55,17 @@ class Plan:
     shares: Sequence[float] = ()
     gpus_per_run: int = 1
 
-    def strategy(self, width: int = 1) -> Strategy:
-        """Returns the strategy, for so many radii at once."""
+    def strategy(self, num_slots: int) -> Strategy:
+        """Returns the strategy, for so many runs at once."""
         if self.shares:
             return one_by_one(self.shares)
+        width = max(1, num_slots // len(self.seeds))
         return order_then_grid(self.lowest, self.highest, self.margin, width)
+
+    @property
+    def max_radii(self) -> Optional[int]:
+        """The number of radii that may be tried, None for no limit."""
+        return None if self.max_runs is None else self.max_runs // len(self.seeds)
 
     def trials(self, radii: Sequence[float]) -> List[Trial]:
         """Returns the runs of radii."""
@@ -98,18 +109,18 @@ def conduct(
             results.update(runner.run(plan.trials(radii)))
             return {row.rho: row.cost(command.maximise) for row in rows_of(results)}
 
-        width = max(1, len(slots) // len(plan.seeds))
-        most = None if plan.max_runs is None else plan.max_runs // len(plan.seeds)
-        remark = follow(plan.strategy(width), costs_of, most)
+        remark = follow(plan.strategy(len(slots)), costs_of, plan.max_radii)
     return Summary(command, rows_of(results), remark)
 
 
-def first_commands(plan: Plan, command: TrainingCommand) -> List[List[str]]:
-    """Returns the arguments of ``fairseq-train`` for the first runs."""
-    return [
-        command.of_run(trial.rho, trial.seed, plan.directory / trial.name)
-        for trial in plan.trials(next(plan.strategy()))
-    ]
+def first_commands(plan: Plan, command: TrainingCommand, num_slots: int) -> Iterator[List[str]]:
+    """Yields the commands of the first runs, of which there are so many at once."""
+    for trial in plan.trials(next(plan.strategy(num_slots))[: plan.max_radii]):
+        folder = plan.directory / trial.name
+        if plan.start_from is not None:
+            yield ["mkdir", "-p", str(folder)]
+            yield ["cp", str(plan.start_from), str(folder / CHECKPOINT_NAME)]
+        yield ["fairseq-train", *command.of_run(trial.rho, trial.seed, folder)]
 
 
 def settings_of(plan: Plan, command: TrainingCommand) -> Settings:

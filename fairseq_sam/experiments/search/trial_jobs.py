@@ -36,7 +36,7 @@ from fairseq_sam.files.writing import replaced, write_json
 
 # What the script fairseq-train does, under this interpreter.
 TRAINER = (sys.executable, "-c", "from fairseq_cli.train import cli_main; cli_main()")
-_CHECKPOINT = "checkpoint_last.pt"
+CHECKPOINT_NAME = "checkpoint_last.pt"
 START_CONTENT = "content of --start-from"
 """The setting that tells what was in the checkpoint that runs begin with."""
 
@@ -121,7 +121,7 @@ class TrialRunner:
     def _begin(self, trial: Trial) -> str:
         """Makes the directory ready; says whether the run goes on."""
         directory = self.directory / trial.name
-        last = directory / _CHECKPOINT
+        last = directory / CHECKPOINT_NAME
         if os.path.lexists(directory) and not directory.is_dir():
             self.tell(f"{trial.name}: not a directory; now {set_aside(directory).name}")
         directory.mkdir(exist_ok=True)

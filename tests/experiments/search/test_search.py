@@ -165,6 +165,34 @@ class TestLimits:
         assert "--sam-rho 0.01 --seed 1" in lines[2]
         assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ["--parallel", "2", "--max-runs", "3"],
+            ["--seeds", "1,2", "--parallel", "4", "--max-runs", "4"],
+            ["--shares", "--max-runs", "3"],
+        ],
+    )
+    def test_dry_run_prints_what_is_run(self, tmp_path, capsys, options):
+        assert search(tmp_path / "out", options=[*options, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        printed = [line.rpartition("--save-dir ")[2] for line in lines]
+        assert search(tmp_path / "out", options=options) == 0
+        assert {Path(folder).name for folder in printed} == set(starts(tmp_path / "out"))
+
+    def test_dry_run_begins_where_the_search_does(self, tmp_path, capsys):
+        write_checkpoint(tmp_path / "first.pt", 1)
+        options = ["--start-from", tmp_path / "first.pt", "--dry-run"]
+        assert search(tmp_path / "out put", options=options) == 0
+        lines = capsys.readouterr().out.splitlines()
+        folder = tmp_path / "out put" / "rho-0"
+        assert lines[:2] == [
+            f"mkdir -p '{folder}'",
+            f"cp {tmp_path / 'first.pt'} '{folder}/checkpoint_last.pt'",
+        ]
+        assert lines[2].startswith("fairseq-train ")
+        assert len(lines) == 6
+
 
 def running(out):
     """Returns the process ids of runs in a directory that are still there."""
