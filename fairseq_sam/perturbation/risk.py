@@ -225,6 +225,7 @@ class SharpnessAwareLoss:
         Raises:
             ValueError: more mini-batches came than ``update_size``, of which only some ascend.
             BackwardPassedBy: the step did not call the pass's ``backward``.
+            SentencesPassedBy: the step did not call the pass's ``weigh`` where it weighs sentences.
             OutputsBypassed: the functional risk cannot be had, as the loss depends on the weights
                 past the model's outputs.
             Exception: as :meth:`backward`.

@@ -92,6 +92,10 @@ class BackwardPassedBy(FairseqSamError, RuntimeError):
     """A pass left gradients without having called :meth:`Pass.backward`."""
 
 
+class SentencesPassedBy(FairseqSamError, RuntimeError):
+    """A pass whose sentences are weighed went backward from a loss without their weights."""
+
+
 class Pass:
     """One pass of a step, for whoever runs it.
 
@@ -116,6 +120,7 @@ class Pass:
         self.is_part = is_part
         self._step = step
         self.num_backward = 0
+        self.num_weighed = 0
 
     def backward(self, loss: Tensor) -> None:
         """Stands in for ``loss.backward()``; as often a pass as there are losses."""
@@ -129,6 +134,7 @@ class Pass:
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Returns the sum of the losses [batch] of a mini-batch, to go :meth:`backward` from."""
+        self.num_weighed += 1
         return self._step.sentences.weigh(losses, self.probes)
 
     def at_w(self, function: Callable[[], Any]) -> Any:
@@ -393,7 +399,10 @@ class RepeatedStep:
         if this.weighs:
             self.sentences.begin_pass()
         with self._under_way(this):
-            return self._step(this)
+            output = self._step(this)
+        if this.weighs and this.num_backward and not this.num_weighed:
+            raise SentencesPassedBy("the step did not call Pass.weigh: no sentence is weighed")
+        return output
 
     @contextlib.contextmanager
     def _under_way(self, this: Pass) -> Iterator[None]:

@@ -45,7 +45,7 @@ from fairseq_sam.perturbation.replay import (
     copy_batch,
     numpy_lock,
 )
-from fairseq_sam.perturbation.step import BackwardPassedBy
+from fairseq_sam.perturbation.step import BackwardPassedBy, SentencesPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.configuration import SharpnessAwareConfig, carrier_of
 from fairseq_sam.training.gradient_log import GradientLog
@@ -220,6 +220,11 @@ class Seam:
             stop(
                 f"argument --task: {type(self._task).__name__}.train_step calls loss.backward() "
                 "itself: it must call optimizer.backward(loss) to be sharpness-aware"
+            )
+        except SentencesPassedBy:
+            stop(
+                f"argument --task: {type(self._task).__name__}.train_step does not call "
+                "criterion(model, sample), in which δ-SAM weighs the sentences"
             )
         except OutputsBypassed:
             stop(
