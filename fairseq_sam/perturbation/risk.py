@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import stateless
 
 from fairseq_sam.perturbation.ascent import SecondMoment
+from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import Holders, Replay, autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
@@ -302,7 +303,12 @@ class SharpnessAwareLoss:
         Args:
             module: holds the weights; calling it must be enough to call the model.
             **inputs: of the module.
+
+        Raises:
+            OutputsBypassed: under the functional risk, which would train the perturbed part alone.
         """
+        if self.settings.risk == "functional":
+            raise OutputsBypassed("a part of the loss is computed past the model's outputs, at w")
         ascends = self.current is not None and self.current.ascends
         only_ascends = ascends and self.settings.risk != "mean"
         return call_at(module, self.weights.origins(), not only_ascends, **inputs)
