@@ -58,6 +58,7 @@ class SharpnessAwareLoss:
         called: ``modules``.
         written: weights that passes were seen to write into.
         num_steps: how many steps there were.
+        has_told_what_stays: whether it was said that some weights are not perturbed.
 
     Raises:
         ValueError: the functional risk has no module to look at.
@@ -84,6 +85,7 @@ class SharpnessAwareLoss:
         self.called = list(modules)
         self.written: List[Tensor] = []
         self.num_steps = 0
+        self.has_told_what_stays = False
         self.current: Optional[Pass] = None
         self._position = 0
 
