@@ -28,6 +28,7 @@ from typing import (
     NamedTuple,
     Optional,
     Sequence,
+    Set,
     Tuple,
 )
 
@@ -64,7 +65,7 @@ class Replay:
         self._random = RandomState(self._tensors)
         known = [*_weights_that_passes_write([*holders.modules, *holders.scripted]), *written]
         self._written = list({id(weight): weight for weight in known}.values())
-        self._start = HeldState(self._holders)
+        self._start = HeldState(self._holders, weights=self._tensors)
         self._began = False
         self._end: Optional[HeldState] = None
         self._end_weights: List[Tensor] = []
@@ -193,9 +194,17 @@ class HeldState:
     Args:
         holders: the objects.
         earlier: what they held before; its copies serve for what is as it was.
+        weights: what has other names among the attributes is not held (default: as ``earlier``).
     """
 
-    def __init__(self, holders: Holders, earlier: Optional[HeldState] = None) -> None:
+    def __init__(
+        self,
+        holders: Holders,
+        earlier: Optional[HeldState] = None,
+        weights: Iterable[Tensor] = (),
+    ) -> None:
+        own = {_place(weight) for weight in weights if _has_place(weight)}
+        self._places: Set[int] = own if earlier is None else earlier._places
         self._plain = [
             (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
             for names in (holder.__dict__ for holder in holders.others)
@@ -223,7 +232,9 @@ class HeldState:
         before = [] if earlier is None else earlier._values
         copies = {id(tensor): value for tensor, value in before}
         self._values: List[Tuple[Tensor, Tensor]] = [
-            (t, _copy_of_value(t, copies.get(id(t)))) for t in tensors.values() if _can_be_kept(t)
+            (t, _copy_of_value(t, copies.get(id(t))))
+            for t in tensors.values()
+            if _can_be_kept(t) and not (_has_place(t) and _place(t) in self._places)
         ]
 
     @contextlib.contextmanager
@@ -289,6 +300,16 @@ def _can_be_kept(tensor: Tensor) -> bool:
     if is_lazy(tensor) or tensor.grad_fn is not None:
         return False
     return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
+
+
+def _has_place(tensor: Tensor) -> bool:
+    return not (is_lazy(tensor) or tensor.is_meta) and tensor.layout == torch.strided
+
+
+def _place(tensor: Tensor) -> int:
+    """Returns where the memory of a tensor is; of another name of a weight it is the weight's."""
+    modern = hasattr(tensor, "untyped_storage")  # torch >= 2
+    return int((tensor.untyped_storage() if modern else tensor.storage()).data_ptr())
 
 
 def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import stateless
 
 from fairseq_sam.perturbation.ascent import SecondMoment
+from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.replay import Holders, Replay, autocast_dtype, autocast_off
 from fairseq_sam.perturbation.settings import PerturbationSettings
 from fairseq_sam.perturbation.step import ForwardPass, Outcome, Pass, RepeatedStep
@@ -57,6 +58,7 @@ class SharpnessAwareLoss:
         called: ``modules``.
         written: weights that passes were seen to write into.
         num_steps: how many steps there were.
+        has_told_what_stays: whether it was said that some weights are not perturbed.
 
     Raises:
         ValueError: the functional risk has no module to look at.
@@ -83,6 +85,7 @@ class SharpnessAwareLoss:
         self.called = list(modules)
         self.written: List[Tensor] = []
         self.num_steps = 0
+        self.has_told_what_stays = False
         self.current: Optional[Pass] = None
         self._position = 0
 
@@ -225,6 +228,7 @@ class SharpnessAwareLoss:
         Raises:
             ValueError: more mini-batches came than ``update_size``, of which only some ascend.
             BackwardPassedBy: the step did not call the pass's ``backward``.
+            SentencesPassedBy: the step did not call the pass's ``weigh`` where it weighs sentences.
             OutputsBypassed: the functional risk cannot be had, as the loss depends on the weights
                 past the model's outputs.
             Exception: as :meth:`backward`.
@@ -301,7 +305,12 @@ class SharpnessAwareLoss:
         Args:
             module: holds the weights; calling it must be enough to call the model.
             **inputs: of the module.
+
+        Raises:
+            OutputsBypassed: under the functional risk, which would train the perturbed part alone.
         """
+        if self.settings.risk == "functional":
+            raise OutputsBypassed("a part of the loss is computed past the model's outputs, at w")
         ascends = self.current is not None and self.current.ascends
         only_ascends = ascends and self.settings.risk != "mean"
         return call_at(module, self.weights.origins(), not only_ascends, **inputs)

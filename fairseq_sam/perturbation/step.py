@@ -8,6 +8,7 @@ pass. Whoever runs the training step is handed a :class:`Pass` and calls its ``b
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from typing import (
     TYPE_CHECKING,
@@ -38,6 +39,9 @@ from fairseq_sam.perturbation.sentence_weights import SentenceProbes
 
 if TYPE_CHECKING:
     from fairseq_sam.perturbation.risk import SharpnessAwareLoss
+
+
+logger = logging.getLogger(__name__)
 
 
 class ForwardPass(NamedTuple):
@@ -92,6 +96,10 @@ class BackwardPassedBy(FairseqSamError, RuntimeError):
     """A pass left gradients without having called :meth:`Pass.backward`."""
 
 
+class SentencesPassedBy(FairseqSamError, RuntimeError):
+    """A pass whose sentences are weighed went backward from a loss without their weights."""
+
+
 class Pass:
     """One pass of a step, for whoever runs it.
 
@@ -116,6 +124,7 @@ class Pass:
         self.is_part = is_part
         self._step = step
         self.num_backward = 0
+        self.num_weighed = 0
 
     def backward(self, loss: Tensor) -> None:
         """Stands in for ``loss.backward()``; as often a pass as there are losses."""
@@ -129,6 +138,7 @@ class Pass:
 
     def weigh(self, losses: Tensor) -> Tensor:
         """Returns the sum of the losses [batch] of a mini-batch, to go :meth:`backward` from."""
+        self.num_weighed += 1
         return self._step.sentences.weigh(losses, self.probes)
 
     def at_w(self, function: Callable[[], Any]) -> Any:
@@ -272,6 +282,21 @@ class RepeatedStep:
             for i in self._loss.chosen
         ]
 
+    def _tell_what_stays(self) -> None:
+        """Warns once of weights that :meth:`_moving` keeps at w."""
+        loss = self._loss
+        if loss.has_told_what_stays:
+            return
+        chosen = [w for w in (loss.trained[i] for i in loss.chosen) if w.requires_grad]
+        num_staying = sum(self.replay.is_known(weight) for weight in chosen)
+        if num_staying:
+            loss.has_told_what_stays = True
+            logger.warning(
+                f"{num_staying} of {len(chosen)} trained weights are not perturbed: a pass writes "
+                "into them (--quant-noise-pq, max_norm), which takes a pass at w on the whole "
+                "mini-batch: no momentum direction, --sam-ascent-fraction or --sam-ascent-share"
+            )
+
     @contextlib.contextmanager
     def _first_pass(self) -> Iterator[None]:
         outputs = self._outputs
@@ -327,6 +352,8 @@ class RepeatedStep:
     def train(self) -> Outcome:
         """Runs the pass at w + a_K, whose gradient joins those accumulated before."""
         foreach.put_gradients(self._loss.trained, self._accumulated or [])
+        if self._clean is None:
+            self._tell_what_stays()
         is_first = self._ascended is None and self._clean is None
         watch = self._watching_for_writes() if is_first else contextlib.nullcontext()
         with watch, self.replay.one_pass():
@@ -393,7 +420,10 @@ class RepeatedStep:
         if this.weighs:
             self.sentences.begin_pass()
         with self._under_way(this):
-            return self._step(this)
+            output = self._step(this)
+        if this.weighs and this.num_backward and not this.num_weighed:
+            raise SentencesPassedBy("the step did not call Pass.weigh: no sentence is weighed")
+        return output
 
     @contextlib.contextmanager
     def _under_way(self, this: Pass) -> Iterator[None]:

@@ -47,7 +47,12 @@ def _logs_can_be_summed(criterion: nn.Module) -> bool:
     """Returns what a criterion says; of one that says nothing fairseq assumes the worst."""
     silent = (None, criterions.FairseqCriterion.logging_outputs_can_be_summed)
     said = getattr(type(criterion), "logging_outputs_can_be_summed", None)
-    return said in silent or bool(criterion.logging_outputs_can_be_summed())  # type: ignore[operator]
+    if said in silent:
+        return True
+    try:
+        return bool(criterion.logging_outputs_can_be_summed())  # type: ignore[operator]
+    except AttributeError:  # wav2vec's knows after its first pass: only where it runs on a TPU
+        return False
 
 
 def refuse_collectives(model: nn.Module) -> None:

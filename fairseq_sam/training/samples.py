@@ -136,8 +136,9 @@ def _tokens_of_rows(sample: Dict[str, Any], padding_idx: int) -> Optional[Tensor
 
     They are the target's, or else the source's; of speech, frames.
     """
-    net_input = _net_input(sample)
-    texts: List[Any] = [sample.get("target"), net_input.get("src_tokens")]
+    net_input, target = _net_input(sample), sample.get("target")
+    targets: List[Any] = target if isinstance(target, list) else [target]
+    texts = [*targets, net_input.get("src_tokens")]
     counts = [tokens.ne(padding_idx).sum(1) for tokens in texts if _is_text(tokens)]
     lengths: List[Any] = [sample.get("target_lengths"), net_input.get("src_lengths")]
     for rows in [*counts, *(each for each in lengths if isinstance(each, Tensor))]:

@@ -45,7 +45,7 @@ from fairseq_sam.perturbation.replay import (
     copy_batch,
     numpy_lock,
 )
-from fairseq_sam.perturbation.step import BackwardPassedBy
+from fairseq_sam.perturbation.step import BackwardPassedBy, SentencesPassedBy
 from fairseq_sam.training import metrics
 from fairseq_sam.training.configuration import SharpnessAwareConfig, carrier_of
 from fairseq_sam.training.gradient_log import GradientLog
@@ -182,7 +182,7 @@ class Seam:
         optimizer, translations = step.optimizer, Translations(self._task, sharpness_aware.trained)
         optimizer_backward = optimizer.backward
         fraction = sharpness_aware.settings.ascent_fraction
-        part = sample if fraction == 1 else self._part(step, sample, fraction, translations)
+        part = sample if fraction == 1 else self._part(step, sample, fraction)
 
         def run(this: Pass) -> ForwardPass:
             criterion = WeighingCriterion(step.criterion, this) if this.weighs else step.criterion
@@ -221,6 +221,11 @@ class Seam:
                 f"argument --task: {type(self._task).__name__}.train_step calls loss.backward() "
                 "itself: it must call optimizer.backward(loss) to be sharpness-aware"
             )
+        except SentencesPassedBy:
+            stop(
+                f"argument --task: {type(self._task).__name__}.train_step does not call "
+                "criterion(model, sample), in which δ-SAM weighs the sentences"
+            )
         except OutputsBypassed:
             stop(
                 "argument --sam-risk: functional cannot be had with "
@@ -230,13 +235,12 @@ class Seam:
 
     def _sentences(self, step: TrainStep, sample: Any) -> List[Any]:
         try:
+            self._refuse_made_batch()
             return split_sentences(sample, self._padding_of(step))
         except ValueError as error:
             stop(f"argument --optimizer: a perturbation a sentence cannot be had here: {error}")
 
-    def _part(
-        self, step: TrainStep, sample: Any, fraction: float, translations: Translations
-    ) -> Any:
+    def _part(self, step: TrainStep, sample: Any, fraction: float) -> Any:
         """Returns the part of the mini-batch that the ascent sees.
 
         It is drawn by the seed, the update and the worker, and by nothing else.
@@ -244,11 +248,14 @@ class Seam:
         rank = distributed_utils.get_data_parallel_rank() if is_distributed() else 0
         draw = random.Random(f"{torch.initial_seed()} {step.update_num} {rank}").random()
         try:
-            if translations.are_made:
-                raise ValueError(f"{type(self._task).__name__} makes its batch in the step")
+            self._refuse_made_batch()
             return sub_batch(sample, self._padding_of(step), fraction, draw)
         except ValueError as error:
             stop(f"argument --sam-ascent-fraction: a part of the batch cannot be had here: {error}")
+
+    def _refuse_made_batch(self) -> None:
+        if generators_of(self._task):
+            raise ValueError(f"{type(self._task).__name__} makes its batch in the step")
 
     def _padding_of(self, step: TrainStep) -> int:
         padding_idx = getattr(step.criterion, "padding_idx", None)
@@ -343,12 +350,18 @@ class WeighingCriterion:
         return getattr(self._criterion, name)
 
 
+def generators_of(task: Any) -> List[Any]:
+    """Returns what a task generates its mini-batches with in the step, each once."""
+    held = getattr(task, "sequence_generators", None)
+    generators = held.values() if isinstance(held, dict) else []
+    return list({id(each): each for each in generators}.values())
+
+
 class Translations:
     """Lets the passes of a step have the translations that the first one generated, at w.
 
     fairseq's ``online_backtranslation`` generates the source of its mini-batch in ``train_step``.
-    At perturbed weights it would be another mini-batch. The generators are those that the task
-    keeps in ``sequence_generators``.
+    At perturbed weights it would be another mini-batch. The generators are :func:`generators_of`.
 
     Args:
         task: the task; most have no such generators.
@@ -357,11 +370,8 @@ class Translations:
 
     def __init__(self, task: Any, tensors: Sequence[Tensor]) -> None:
         self._tensors = tensors
-        held = getattr(task, "sequence_generators", None)
-        generators = held.values() if isinstance(held, dict) else []
-        self._generators = list({id(each): each for each in generators}.values())
+        self._generators = generators_of(task)
         self._generated: List[Tuple[Any, RandomState]] = []
-        self.are_made = bool(self._generators)
 
     @contextlib.contextmanager
     def of_pass(self, this: Pass) -> Iterator[None]:

@@ -11,7 +11,7 @@ import torch
 from fairseq_sam.perturbation import SharpnessAwareLoss
 from tests.criterions.test_fairseq_train_per_sentence import RUNS
 from tests.end_to_end.test_bad_input import assert_readable, message_of
-from tests.fairseq_runs import Run
+from tests.fairseq_runs import TRANSLATION, Run
 
 CROSS_ENTROPY = "--criterion per_sentence_cross_entropy"
 SMOOTHED = "--criterion per_sentence_label_smoothed_cross_entropy --label-smoothing 0.1"
@@ -257,6 +257,18 @@ def test_a_criterion_without_a_stand_in_is_refused_with_all_there_are(
     assert_readable(message, ["label_smoothed_cross_entropy_with_alignment", "your own"])
     for name in STOCK:
         assert f"per_sentence_{name}" in message
+
+
+def test_a_task_that_passes_the_criterion_by_is_refused(
+    fairseq_train: Callable[..., Run], corpus: Path, tmp_path: Path, capsys: Any
+):
+    """As translation_moe does: its sentences would all count once."""
+    from tests.yardstick import made_components  # noqa: F401  registers the task
+
+    task = (corpus, TRANSLATION.replace("translation", "yardstick_passes_by", 1))
+    flags = (PUBLISHED, CROSS_ENTROPY)
+    message = refused(fairseq_train, tmp_path, capsys, *flags, task=task)
+    assert_readable(message, ["--task", "PassesBy.train_step", "criterion(model, sample)"])
 
 
 @pytest.mark.parametrize(

@@ -392,3 +392,40 @@ def test_a_buffer_that_comes_with_the_first_pass(declared: bool):
     )
     assert layer.found == [False] * 3
     assert torch.equal(layer.memory, net[0](x))
+
+
+class Alias(nn.Module):
+    """A plain attribute that is the weight's memory, as torch's old spectral norm has at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        self.alias = self.weight.data.view(2, 1)
+
+
+@pytest.mark.parametrize("method", ["sam", "momentum_sam"])
+def test_another_name_of_a_weight_takes_no_perturbation_back(method: str) -> None:
+    model = Alias()
+    settings = method_settings(method, rho=0.5)
+    sharpness_aware = SharpnessAwareLoss([model.weight], settings, modules=[model])
+    sharpness_aware.backward(
+        lambda: ForwardPass(0.5 * model.weight.square().sum()), momentum=[-torch.tensor([3.0, 4.0])]
+    )
+    assert model.weight.grad is not None
+    assert model.weight.grad.tolist() == pytest.approx([3.3, 4.4])
+    assert model.weight.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("settings", [{"direction": "momentum"}, {"ascent_fraction": 0.5}])
+def test_weights_that_stay_are_told_once(settings: Dict[str, Any], caplog: Any) -> None:
+    """What a pass writes cannot be told from a perturbation where no pass at w is the last."""
+    net = network("weights written by a hook")
+    trained = list(net.parameters())
+    loss = SharpnessAwareLoss(trained, method_settings("sam", **settings), modules=[net])
+    momentum = [torch.ones_like(weight) for weight in trained]
+    for _ in range(2):
+        part = forward_pass(net, inputs()[:3])
+        loss.backward(forward_pass(net, inputs()), part=part, momentum=momentum)
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("2 of 6 trained weights are not perturbed")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings
+from fairseq_sam.perturbation.outputs import OutputsBypassed
 from fairseq_sam.perturbation.risk import call_at
 from tests.perturbation.small_net import (
     SmallNet,
@@ -124,6 +125,23 @@ def test_mean_risk_has_the_gradient_of_both_passes() -> None:
     last = two_network_gradient(copy.deepcopy(model), other, x)
     pairs = zip(expected_clean, last)
     assert_all_close(found, [None if g is None else (g + h) / 2 for g, h in pairs])
+
+
+def test_the_functional_risk_is_refused() -> None:
+    """Of the view at w the outputs' product would have no gradient, and none be trained on."""
+    model, x = OneView(), batch()
+    before = values(trained_weights(model))
+    loss = SharpnessAwareLoss(
+        trained_weights(model), method_settings("functional_sam"), modules=[model]
+    )
+
+    def forward() -> ForwardPass:
+        first = loss.call_unperturbed(model, x=x)
+        return ForwardPass(part_loss(first, model(x=x)))
+
+    with pytest.raises(OutputsBypassed):
+        loss.backward(forward)
+    assert_all_equal(trained_weights(model), before)
 
 
 def test_dropout_masks_are_those_of_the_other_passes() -> None:

@@ -339,6 +339,7 @@ def test_several_targets_of_each_sentence():
     whole["target"] = [whole["target"], whole["target"] + 1]
     part = split_sentences(whole, PAD)[1]
     assert [target.shape[0] for target in part["target"]] == [1, 1]
+    assert [each["ntokens"] for each in split_sentences(whole, PAD)] == [2, 4, 1]
 
 
 def test_targets_that_are_not_of_the_sentences():

@@ -65,6 +65,20 @@ def test_other_ways_are_adam_too(case: Case, way: str, adam_and_data):
     assert any(norm > 0 for norm in ours.values("perturbation_norm"))  # however little
 
 
+BY_SENTENCE = {
+    "wav2vec2": "what wav2vec logs cannot be summed",
+    "online_backtranslation": "OnlineBackTranslationTask makes its batch in the step",
+}
+"""What is not perturbed sentence by sentence, and what is said of it."""
+
+
+@pytest.mark.parametrize("case", named(case for case in CASES if case.name in BY_SENTENCE))
+def test_what_cannot_be_perturbed_by_sentence_is_refused(case: Case, adam_and_data):
+    _, data = adam_and_data(case)
+    with pytest.raises(SystemExit, match=BY_SENTENCE[case.name]):
+        train(case, data, "--optimizer per_instance_sam --sam-rho 0.5")
+
+
 @pytest.mark.parametrize("case", named(REFUSED))
 def test_what_cannot_be_perturbed_is_refused(case: Case, adam_and_data):
     _, data = adam_and_data(case)
