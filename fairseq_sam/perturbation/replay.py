@@ -203,8 +203,8 @@ class HeldState:
         earlier: Optional[HeldState] = None,
         weights: Iterable[Tensor] = (),
     ) -> None:
-        own = {_place(weight) for weight in weights if _has_place(weight)}
-        self._places: Set[int] = own if earlier is None else earlier._places
+        own = {_place(weight) for weight in weights} - {None}
+        self._places: Set[Optional[int]] = own if earlier is None else earlier._places
         self._plain = [
             (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
             for names in (holder.__dict__ for holder in holders.others)
@@ -234,7 +234,7 @@ class HeldState:
         self._values: List[Tuple[Tensor, Tensor]] = [
             (t, _copy_of_value(t, copies.get(id(t))))
             for t in tensors.values()
-            if _can_be_kept(t) and not (_has_place(t) and _place(t) in self._places)
+            if _can_be_kept(t) and _place(t) not in self._places
         ]
 
     @contextlib.contextmanager
@@ -302,12 +302,13 @@ def _can_be_kept(tensor: Tensor) -> bool:
     return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
 
 
-def _has_place(tensor: Tensor) -> bool:
-    return not (is_lazy(tensor) or tensor.is_meta) and tensor.layout == torch.strided
+def _place(tensor: Tensor) -> Optional[int]:
+    """Returns where the memory of a tensor is, None where it is in no one place.
 
-
-def _place(tensor: Tensor) -> int:
-    """Returns where the memory of a tensor is; of another name of a weight it is the weight's."""
+    Of another name of a weight it is the weight's.
+    """
+    if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
+        return None
     modern = hasattr(tensor, "untyped_storage")  # torch >= 2
     return int((tensor.untyped_storage() if modern else tensor.storage()).data_ptr())
 
