@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from typing import Any, Callable, Dict, List, Sequence
 
@@ -96,6 +97,7 @@ def _kind(value: str) -> Callable[[str], Any]:
         return whole_number(int(low), int(high or LARGEST_COUNT))
     kinds: Dict[str, Callable[[str], Any]] = {
         **{"PATH": existing, "DIR": existing, "X": as_given(positive), "SEED": seed},
+        **{"FILE": os.path.abspath, "FOLDER": os.path.abspath},  # a resumed run may be elsewhere
         **{"X[0..]": as_given(at_least_zero), "'FLAGS'": flags_text},
     }
     return kinds.get(value, str)

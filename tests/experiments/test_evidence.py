@@ -133,7 +133,7 @@ def test_reviews_of_imdb_have_no_folds(found):
     ("arguments", "message"),
     [
         (["--task", "mr"], "--data: is missing"),
-        (["--task", "mr", "--data", ".", "--model", "."], "--model: . is not allowed: mr has its"),
+        (["--task", "mr", "--data", ".", "--model", "."], "is not allowed: mr has its"),
         (
             ["--task", "mrpc", "--data", "."],
             "--model: is missing: a folder that fairseq-sam convert",

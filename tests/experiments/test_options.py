@@ -163,6 +163,14 @@ def test_workers_share_the_batch(needed, capsys):
         assert (found[flag], found["--distributed-world-size"]) == (value, str(gpus)), recipe
 
 
+@pytest.mark.parametrize("recipe", ["bart_cnn_dm", "glue", "mirror_bert"])
+def test_a_pretrained_model_is_named_from_the_root(needed, tmp_path, recipe):
+    # A run is refused to go on with other settings: the same file from elsewhere is none.
+    options = parse(recipe_of(recipe), recipe, needed(recipe))
+    model = options.bart if recipe == "bart_cnn_dm" else options.model
+    assert model == str(tmp_path / ("" if recipe == "mirror_bert" else "model.pt"))
+
+
 @pytest.mark.parametrize(("nodes", "gpus"), [(2, 1), (2, 4)])
 def test_all_machines_train_one_model(needed, capsys, nodes, gpus):
     found = commands(

@@ -81,18 +81,17 @@ def check_model(x: Experiment, model: Any, what: str = FOLDER) -> None:
         raise r.MisuseError(f"argument --model: {model} is not allowed: no such file or directory")
 
 
-def converted(x: Experiment, model: str, pairs: bool = False) -> Dict[str, Any]:
+def converted(x: Experiment, folder: str, pairs: bool = False) -> Dict[str, Any]:
     """Returns what follows from a folder that ``fairseq-sam convert`` wrote: flags, files, family.
 
     Raises:
         MisuseError: it did not write it.
     """
-    x.options.model = folder = os.path.abspath(model)
     try:
         flags = shlex.split(Path(folder, "flags.txt").read_text(encoding="utf-8"))
     except OSError:
         raise r.MisuseError(
-            f"argument --model: {model} is not allowed: it is not {FOLDER} (flags.txt is missing)"
+            f"argument --model: {folder} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
     is_roberta = ["--arch", "roberta"] in (flags[i : i + 2] for i in range(len(flags)))
     # Between two sentences RoBERTa has another end of sentence.
