@@ -378,7 +378,7 @@ def scale_of_groups(
 
     With a scale that divides by the gradient, a group that has none does not move, and neither does
     one whose gradient is rounding noise: a softmax ignores the bias of the key projection, whose
-    "gradient" of 1e-8 of the others' would make T a billion times too large.
+    "gradient" of 1e-7 of the others' would make T ten million times too large.
 
     Args:
         scale: the formula.

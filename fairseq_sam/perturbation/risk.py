@@ -127,7 +127,10 @@ class SharpnessAwareLoss:
             The outcome. The weights are at w again.
 
         Raises:
-            ValueError: the method perturbs each instance by itself; see :meth:`backward_each`.
+            ValueError: the method perturbs each instance by itself (see :meth:`backward_each`), or
+                needs what is not given: ``part``, ``losses``, ``momentum``, ``second_moments``; or
+                there are more mini-batches than ``update_size``.
+            OutputsBypassed: as :meth:`run`.
             Exception: whatever ``forward`` or its backward raise; the weights and, unless it was
                 the backward of the last pass, the gradients accumulated before are back in place.
         """

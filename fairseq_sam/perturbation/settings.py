@@ -45,9 +45,9 @@ class PerturbationSettings:
             ``published`` or ``draft`` weights.
         eta: η of the published weights, in nats: the least first difference (δ-SAM Eq. 5).
         beta: β of the draft weights: how far they lie from uniform ones (draft, Eq. 6).
-        probe_radius: length h of the random displacement at which the published weights are
-            measured; the differences are scaled back to rho. None is long
-            enough for the floating-point format, rho itself the paper to the letter.
+        probe_radius: length h of the random displacement at which the weights are measured; the
+            differences are scaled back to rho. None is long enough for the floating-point format,
+            rho itself the paper to the letter.
         direction: what the ascent follows (:mod:`~fairseq_sam.perturbation.ascent`).
         smoothing: θ of the directions that remember; None is the direction's own.
         friendly: σ of the friendly direction.

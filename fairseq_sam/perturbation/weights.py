@@ -1,6 +1,6 @@
 """Perturbing weights in place and putting them back bit for bit, in any precision.
 
-At a weight of 0.03 an fp16 step is 3e-5 and a bf16 step 2e-4, so rounding to nearest swallows most
+At a weight of 0.04 an fp16 step is 3e-5 and a bf16 step 2e-4, so rounding to nearest swallows most
 of a perturbation of that size. Stochastic rounding keeps it in expectation: each weight lands on
 one of its two neighbours with probabilities that make the mean exact.
 """

@@ -87,7 +87,7 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
         help="the loss whose gradient the scales see: the mean, or the sum over the batch as in "
              f"the GA-SAM paper's radii (default: {preset.loss_reduction})")
     add("--sam-exclude", type=_pattern, metavar="REGEX",
-        help="leave parameters unperturbed whose names this regular expression is found in")
+        help="leave parameters unperturbed in whose names this regular expression is found")
     add("--sam-log-gradients", type=whole_number(1), metavar="N",
         help="log the norm of each layer's gradient every N-th update, as gnorm_LAYER; with "
              "--sam-rho 0 too (default: never)")
@@ -101,8 +101,8 @@ def add_flags(parser: ArgumentParser, method: str) -> None:
         help="β of the draft's weights: how far they lie from uniform ones")
     add("--delta-sam-probe-radius", type=positive, metavar="H",
         help="length of the random displacement at which the weights are measured; differences "
-             "are scaled back to --sam-rho, whose own value is the paper to the letter (default: "
-             "as long as the floating-point format needs, docs/results/delta_weights.md)")
+             "are scaled back to --sam-rho; the value of --sam-rho is the paper to the letter "
+             "(default: as long as the floating-point format needs, docs/results/delta_weights.md)")
     # fmt: on
 
 

@@ -40,8 +40,15 @@ def named_parameters(model: nn.Module, criterion: nn.Module) -> List[Tuple[str, 
     return list(distinct.values())
 
 
-def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]) -> List[Tensor]:
+def select_perturbed(
+    named: Sequence[Tuple[str, Tensor]], exclude: Optional[str], may_thaw: bool = False
+) -> List[Tensor]:
     """Returns the parameters that ``--sam-exclude`` leaves to be perturbed.
+
+    Args:
+        named: all of them.
+        exclude: the flag's value.
+        may_thaw: frozen ones count as trained, since nothing is perturbed yet.
 
     Raises:
         SystemExit: if none is left that is trained. (Not an error that fairseq's trainer would take
@@ -51,13 +58,14 @@ def select_perturbed(named: Sequence[Tuple[str, Tensor]], exclude: Optional[str]
         return [weight for _, weight in named]
     chosen = [weight for name, weight in named if not re.search(exclude, name)]
     trained = [name for name, weight in named if weight.requires_grad]
-    if not any(weight.requires_grad for weight in chosen):
+    if not any(weight.requires_grad or may_thaw for weight in chosen):
         raise SystemExit(
             f"error: argument --sam-exclude: {exclude} is found in the names of all {len(trained)} "
             f"trained parameters ({', '.join(trained[:3])} ...): it must leave at least one to "
             "perturb"
         )
-    logger.info(f"--sam-exclude leaves {len(chosen)} of {len(named)} parameters perturbed")
+    if not may_thaw:
+        logger.info(f"--sam-exclude leaves {len(chosen)} of {len(named)} parameters perturbed")
     return chosen
 
 

@@ -112,6 +112,7 @@ class Seam:
         self._loss: Optional[SharpnessAwareLoss] = None
         self._gradient_log: Optional[GradientLog] = None
         self._uphill = metrics.UphillCheck()
+        self._has_looked_ahead = False
 
     @property
     def is_perturbing(self) -> bool:
@@ -147,6 +148,7 @@ class Seam:
         self._note_gradients(step, config)
         is_open = config.gate.is_open(self.epoch, step.update_num)
         if config.perturbation.is_off or not is_open:
+            self._look_ahead(step, config, sample)
             loss, sample_size, logging_output = step.train_step(sample, *step[1:6], **step.kwargs)
             return loss, sample_size, metrics.describe_off(logging_output)
         model = unwrap(step.model)
@@ -233,6 +235,25 @@ class Seam:
                 "outputs that the model returns; use perturbed"
             )
 
+    def _look_ahead(self, step: TrainStep, config: SharpnessAwareConfig, sample: Any) -> None:
+        """Refuses at the run's first step what its first perturbed one would, if that shows it."""
+        settings = config.perturbation
+        if self._has_looked_ahead or settings.is_off:
+            return
+        self._has_looked_ahead = True
+        self._refuse(step, config)
+        named = named_parameters(step.model, step.criterion)
+        select_perturbed(named, config.exclude, may_thaw=True)
+        if settings.per_instance:
+            self._sentences(step, sample)
+        elif settings.ascent_fraction < 1:
+            self._part(step, sample, settings.ascent_fraction)
+
+    def _refuse(self, step: TrainStep, config: SharpnessAwareConfig) -> None:
+        refuse_criterion(unwrap(step.criterion), config)
+        if config.perturbation.per_instance:
+            refuse_collectives(unwrap(step.model))
+
     def _sentences(self, step: TrainStep, sample: Any) -> List[Any]:
         try:
             self._refuse_made_batch()
@@ -273,9 +294,7 @@ class Seam:
         key = (config, id(step.model), id(step.criterion), held)
         if self._loss is None or key != self._key:
             named = named_parameters(step.model, step.criterion)
-            refuse_criterion(unwrap(step.criterion), config)
-            if config.perturbation.per_instance:
-                refuse_collectives(unwrap(step.model))
+            self._refuse(step, config)
             self._loss = None  # its snapshot goes before there is another
             self._loss = SharpnessAwareLoss(
                 trained=[weight for _, weight in named],

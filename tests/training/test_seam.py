@@ -1,6 +1,7 @@
 """The seam on its own: a made task and criterion, without fairseq's trainer."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -268,6 +269,46 @@ def test_losses_that_are_means_are_not_taken_sentence_by_sentence():
     with pytest.raises(SystemExit, match="OfMeans logs cannot be summed"):
         task.train_step(sample, model, OfMeans(), optimizer("per_instance_sam"), 0)
     task.train_step(sample, model, OfMeans(), optimizer("sam"), 0)
+
+
+class CouplingSentences(Criterion):
+    couples_sentences = True
+
+
+@pytest.mark.parametrize(
+    ("parts_of_method", "exclude", "sample", "criterion", "reason"),
+    [
+        ({"per_instance": True}, None, {}, CouplingSentences(), "needs the other sentences"),
+        ({"per_instance": True}, None, {"alignments": 0}, Criterion(), "--load-alignments"),
+        ({"ascent_fraction": 0.5}, None, {"alignments": 0}, Criterion(), "--load-alignments"),
+        ({"weighting": "published"}, None, {}, Criterion(), "the loss of each sentence"),
+        ({}, "weight|frozen", {}, Criterion(), "--sam-exclude"),
+    ],
+)
+def test_what_cannot_be_perturbed_is_refused_long_before_the_start(
+    parts, parts_of_method, exclude, sample, criterion, reason
+):
+    task, model, _ = parts
+    late = optimizer(start_epoch=30)
+    settings = method_settings("sam", **parts_of_method)
+    late.sharpness_aware = replace(late.sharpness_aware, perturbation=settings, exclude=exclude)
+    sample = {"id": torch.arange(3), "nsentences": 3, **sample}
+    with pytest.raises(SystemExit, match=reason):
+        task.train_step(sample, model, criterion, late, 0)
+    assert not criterion.seen
+
+
+def test_what_may_thaw_before_the_start_is_not_refused(parts):
+    task, model, criterion = parts
+    late = optimizer(start_epoch=30)
+    late.sharpness_aware = replace(late.sharpness_aware, exclude="weight")
+    for _ in range(2):
+        task.train_step(1.0, model, criterion, late, 0)
+    task.begin_epoch(30, model)
+    with pytest.raises(SystemExit, match="--sam-exclude"):
+        task.train_step(1.0, model, criterion, late, 0)
+    model.frozen.requires_grad_()
+    task.train_step(1.0, model, criterion, late, 0)
 
 
 def test_a_copy_of_a_criterion_is_perturbed_like_the_original(parts):

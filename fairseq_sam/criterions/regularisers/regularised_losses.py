@@ -66,7 +66,7 @@ def r_drop(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     Args:
         passes: of one mini-batch.
-        cfg: with the fields of :class:`~.settings.RDropConfig`.
+        cfg: with the fields of :class:`~.regulariser_flags.RDropConfig`.
 
     Returns:
         The loss of each sentence ``[batch]``, and the penalty in it, without a graph.
@@ -86,7 +86,7 @@ def r3f(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     Args:
         passes: of one mini-batch.
-        cfg: with the fields of :class:`~.settings.R3FConfig`.
+        cfg: with the fields of :class:`~.regulariser_flags.R3FConfig`.
 
     Returns:
         As :func:`r_drop`.
@@ -116,7 +116,7 @@ def smart(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     Args:
         passes: of one mini-batch.
-        cfg: with the fields of :class:`~.settings.SmartConfig`.
+        cfg: with the fields of :class:`~.regulariser_flags.SmartConfig`.
 
     Returns:
         As :func:`r_drop`.
@@ -147,7 +147,7 @@ def free_lb(passes: Passes, cfg: Any) -> Tuple[Tensor, Tensor]:
 
     Args:
         passes: of one mini-batch.
-        cfg: with the fields of :class:`~.settings.FreeLBConfig`.
+        cfg: with the fields of :class:`~.regulariser_flags.FreeLBConfig`.
 
     Returns:
         The loss of each sentence ``[batch]``, and how much it is above the first pass's.

@@ -84,7 +84,7 @@ the test set, and prints the paper's ROUGE beside the measured one with its spre
 paired-bootstrap p-value. Hardware, time, disk and what the paper leaves open: docs/reproduce.md.
 
 delta_sam_literal probes at ρ, as published, delta_sam at a length that floating point allows
-(docs/results/delta_weights.md); delta_sam_draft is the draft version with β = 1."""
+(docs/results/delta_weights.md); delta_sam_draft is the draft version with β = 10."""
     examples = """--bart bart.large/model.pt --gpus 8
 --small --data ~/corpora/summaries --seeds 1
 --bart bart.large/model.pt --dry-run"""

@@ -108,10 +108,10 @@ class Glue(r.Recipe):
 
     name = "glue"
     title = "GLUE"
-    about = """Reproduces a column of δ-SAM's Tables 1 and 2: gets a GLUE task, fine-tunes a
-pretrained encoder on it with R-Drop's settings, as the paper does, without and with
-sharpness-aware training, and prints best and median of the seeds on the dev set beside the
-paper's. What the paper leaves open: docs/reproduce.md.
+    about = """Reproduces a column of δ-SAM's Table 1: gets a GLUE task, fine-tunes a pretrained
+encoder on it with R-Drop's settings, as the paper does, without and with sharpness-aware training,
+and prints best and median of the seeds on the dev set beside the paper's. What the paper leaves
+open: docs/reproduce.md.
 
 delta_sam_etaX has another η. The paper's grid is sam and delta_sam_eta{1e-4,2e-4,5e-4,1e-3} at
 0.01, 0.02 and 0.05, for instance: --methods
@@ -143,8 +143,7 @@ RTE --model minilm --data ~/corpora/glue --small --seeds 1"""
         "--delta-sam-probe-radius {rho}",
         "delta_sam_draft": f"{SAM} delta_sam --delta-sam-variant draft --delta-sam-beta {{beta}}",
         "per_instance_sam": f"{SAM} per_instance_sam {{twice}}",  # δ-SAM, App. A: twice the epochs
-        # Not in the paper; 2e-4, GA-SAM's default, is far too large for fine-tuning:
-        # docs/results/small_runs.md.
+        # Not in the paper; found on STS-B with MiniLM, docs/results/small_runs.md.
         "ga_sam": "--optimizer ga_sam --base-optimizer adam --sam-rho 5e-6",
         "asam": "--optimizer asam --base-optimizer adam",
         "free_lb": f"{OTHER} free_lb_sentence_prediction",

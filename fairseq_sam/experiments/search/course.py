@@ -38,7 +38,7 @@ class Plan:
         margin: see :func:`~fairseq_sam.experiments.search.strategy.order_then_grid`.
         seeds: of the runs of each radius; None is the command's own.
         max_runs: the number of runs that may be made, None for no limit.
-        rule: when to give up a run.
+        rule: when to stop a run early.
         start_from: the checkpoint that every run begins with.
         shares: of the loss, to be tried in place of absolute radii.
         gpus_per_run: the batch grows with them.

@@ -16,8 +16,8 @@ _BLUE, _ORANGE, _GREEN, *_ = COLOURS
 def write_plot(summary: Summary, path: Path) -> None:
     """Draws the search into an image file; its suffix tells the format.
 
-    Runs that were given up have no value: they are crosses at the edge of the worse side. So that
-    the dip can be seen, radii that do great harm are triangles at that edge.
+    Runs that were stopped early or diverged have no value: they are crosses at the edge of the
+    worse side. So that the dip can be seen, radii that do great harm are triangles at that edge.
 
     Raises:
         ImportError: matplotlib is missing.
@@ -34,8 +34,8 @@ def _draw(axis: Any, summary: Summary) -> None:
     beyond = [row for row in finished if row.cost(maximise) > limit]
     _draw_values(axis, [row for row in finished if row not in beyond])
     _draw_at_edge(axis, beyond, maximise, marker="v" if maximise else "^", label="off the scale")
-    given_up = [row for row in tried if row.mean is None]
-    _draw_at_edge(axis, given_up, maximise, marker="x", label="given up")
+    unfinished = [row for row in tried if row.mean is None]
+    _draw_at_edge(axis, unfinished, maximise, marker="x", label="stopped early or diverged")
     if summary.baseline is not None and summary.baseline.mean is not None:
         axis.axhline(summary.baseline.mean, color="0.4", linestyle="--", label="baseline (0)")
     best = summary.best

@@ -50,7 +50,7 @@ def order_then_grid(lowest: int, highest: int, margin: float = 0.01, width: int 
 
     Yields:
         Radii not asked for before, the baseline first of all. The cost of each must be sent:
-        lower is better, infinite for a run that diverged or was given up.
+        lower is better, infinite for a run that diverged or was stopped early.
 
     Returns:
         What there is to say about the range, "" if nothing.

@@ -1,4 +1,4 @@
-"""One run of the search: its directory, its validations, its result, and when to give it up."""
+"""One run of the search: its directory, its validations, its result, and when to stop it early."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Result:
     """How a run ended.
 
     Attributes:
-        status: ``finished``, ``stopped`` (given up as hopeless) or ``diverged``.
+        status: ``finished``, ``stopped`` (early, as hopeless) or ``diverged``.
         value: the best finite value of the metric, None if there is none.
         updates: the updates after which it was last validated.
         reason: why it did not finish, "" if it did.
@@ -69,7 +69,7 @@ class Result:
 
 @dataclass(frozen=True)
 class StopRule:
-    """When a run is given up.
+    """When a run is stopped early.
 
     A run is hopeless once the metric is not a finite number, or once the best value that it has
     reached is worse than what the baseline with the same seed had reached after as many updates,
@@ -159,7 +159,7 @@ def best_value(validations: Validations, maximise: bool) -> Optional[float]:
 def hopeless(
     run: Validations, baseline: Validations, rule: StopRule, maximise: bool
 ) -> Optional[str]:
-    """Returns why a run is to be given up, None if it is not.
+    """Returns why a run is to be stopped early, None if it is not.
 
     Args:
         run: its validations so far.
