@@ -128,9 +128,14 @@ def predict(trained: Any, criterion: Any, samples: List[Dict[str, Any]]) -> Tupl
 def class_numbers(labels: Any) -> Values:
     """Returns a number for each class of the model: its own if it is one, so that "1" is 1."""
     symbols = [labels[i] for i in range(labels.nspecial, len(labels)) if labels[i] != "<mask>"]
-    if all(symbol.isdigit() for symbol in symbols):
-        return np.array([int(symbol) for symbol in symbols])
-    return np.array([sorted(symbols).index(symbol) for symbol in symbols])
+    # fairseq-preprocess fills dictionaries up, at the end, to a multiple of eight.
+    named = [symbol for symbol in symbols if not symbol.startswith("madeupword")]
+    if all(symbol.isdigit() for symbol in named):
+        numbers = [int(symbol) for symbol in named]
+    else:
+        numbers = [sorted(named).index(symbol) for symbol in named]
+    following = max(numbers, default=-1) + 1
+    return np.array([*numbers, *range(following, following + len(symbols) - len(named))])
 
 
 def read_predictions(path: Path, targets: Values) -> Values:
