@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from typing import Any, Dict, NamedTuple, Optional, Tuple
@@ -178,7 +179,11 @@ def _criterion_config(cfg: Any, name: str) -> Any:
     from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
     from omegaconf import OmegaConf, open_dict
 
+    if name not in CRITERION_DATACLASS_REGISTRY:  # it reads a command line
+        raise LoadError(f"criterion {name} cannot take another's place: choose another")
     trained_with = cfg.criterion
+    if isinstance(trained_with, argparse.Namespace):
+        trained_with = vars(trained_with)
     chosen = OmegaConf.structured(CRITERION_DATACLASS_REGISTRY[name])
     for key in chosen:
         if key != "_name" and key in trained_with:

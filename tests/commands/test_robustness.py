@@ -1,5 +1,6 @@
 """``fairseq-sam robustness``: its figures for trained models, and what it says when it cannot."""
 
+import argparse
 import json
 import math
 import re
@@ -281,6 +282,30 @@ class TestErrors:
             weight.fill_(math.nan)
         torch.save(state, tmp_path / "nan.pt")
         assert "nan.pt: the loss is not finite" in one_line(corpus, tmp_path / "nan.pt")
+
+    @pytest.mark.parametrize(
+        ("criterion", "said"),
+        [
+            ("model", "Could not retrieve losses"),
+            ("wav2vec", "no attribute 'get_logits'"),
+            ("sentence_ranking", "sentence_ranking cannot take another's place"),
+        ],
+    )
+    def test_a_criterion_of_other_models(
+        self, one_line: Any, checkpoint: str, corpus: Path, criterion: str, said: str
+    ) -> None:
+        assert said in one_line(corpus, checkpoint, "--criterion", criterion)
+
+    def test_a_criterion_in_place_of_one_without_a_configuration(
+        self, checkpoint: str, corpus: Path
+    ) -> None:
+        """fairseq keeps the command line of such a one, sentence_ranking's for instance."""
+        from fairseq.dataclass.utils import omegaconf_no_object_check
+
+        trained = load_trained_model(checkpoint, str(corpus))
+        with omegaconf_no_object_check():
+            trained.cfg.criterion = argparse.Namespace(_name="sentence_ranking", sentence_avg=True)
+        assert build_criterion(trained, "cross_entropy").sentence_avg
 
     def test_a_radius_too_large(
         self, checkpoint: str, corpus: Path, capsys: Any, monkeypatch: Any
