@@ -64,7 +64,7 @@ def convert(source_folder: Path, target: Path) -> Converted:
     (out / "dict.txt").write_text(lines, encoding="utf-8")
     write_tokenizer(source_folder, out)
     cfg, model = _build(flags, out)
-    if architecture["arch"] != "bert":
+    if source.config["model_type"] != "bert":  # what RoBERTa has there was not trained
         state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     new_head = "encoder.lm_head.dense.weight" not in state
     write_checkpoint(_checkpoint(cfg, _filled(model, state)), str(target))
@@ -73,7 +73,11 @@ def convert(source_folder: Path, target: Path) -> Converted:
 
 
 def _architecture(source: Source) -> Dict[str, Any]:
-    """Returns fairseq-train's flags; plain RoBERTa wherever that is the same function."""
+    """Returns fairseq-train's flags.
+
+    BERT is told from RoBERTa by its segments: it always has some. A RoBERTa is fairseq's own, or
+    ``--arch bert`` without segments where its eps is another.
+    """
     config = source.config
     activation = config.get("hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
@@ -86,10 +90,14 @@ def _architecture(source: Source) -> Dict[str, Any]:
             "be absolute"
         )
     is_bert = config["model_type"] == "bert"
+    if not is_bert and config.get("pad_token_id", 1) != 1:  # positions are counted from there
+        raise ConversionError(
+            f"config.json: pad_token_id is {config['pad_token_id']}; of a roberta it must be 1"
+        )
+    eps = config.get("layer_norm_eps", 1e-12)
     try:
-        eps, segments = config.get("layer_norm_eps", 1e-12), config.get("type_vocab_size", 2)
         flags: Dict[str, Any] = {
-            "arch": "roberta" if eps == _ROBERTA_EPS and segments == 1 else "bert",
+            "arch": "bert" if is_bert or eps != _ROBERTA_EPS else "roberta",
             "encoder-layers": config["num_hidden_layers"],
             "encoder-embed-dim": config["hidden_size"],
             "encoder-ffn-embed-dim": config["intermediate_size"],
@@ -100,6 +108,7 @@ def _architecture(source: Source) -> Dict[str, Any]:
     except KeyError as error:
         raise ConversionError(f"config.json: has no {error.args[0]}") from None
     if flags["arch"] == "bert":
+        segments = max(2, config.get("type_vocab_size", 2)) if is_bert else 1
         flags.update({"layer-norm-eps": eps, "num-segments": segments})
     return flags
 
