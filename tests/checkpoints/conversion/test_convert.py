@@ -367,6 +367,21 @@ class TestErrors:
         assert f"{folder / 'dict.txt'}: exists" in capsys.readouterr().err
         assert [path.name for path in folder.iterdir()] == ["dict.txt"]
 
+    def test_into_the_sources_own_folder(self, made: MadeEncoder) -> None:
+        assert main(["convert", str(made.folder), f"--output={made.folder}/model.pt"]) == 0
+        assert (made.folder / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+    def test_a_failure_leaves_an_earlier_result_whole(
+        self, made: MadeEncoder, tmp_path: Path, capsys: Any
+    ) -> None:
+        arguments = ["convert", str(made.folder), f"--output={tmp_path}/out/model.pt", "--force"]
+        assert main(arguments) == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        (made.folder / "vocab.txt").write_text("\n".join(made.pieces[::-1]) + "\n")
+        self.rewrite(made, intermediate_size=24)
+        assert main(arguments) == 1
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
     @pytest.mark.parametrize("output", ["folder", "folder/", "model.bin"])
     def test_output_is_a_checkpoint(self, made: MadeEncoder, output: str, capsys: Any) -> None:
         with pytest.raises(SystemExit) as caught:
