@@ -23,7 +23,7 @@ def single_sentences(
     Args:
         trained: the model; the mini-batches are on its device.
         subset: name of the split.
-        max_sentences: only so many, drawn at random.
+        max_sentences: only so many, drawn at random from all, those too long included.
         seed: of that draw.
         skip_too_long: leave out what the model is too short for, which is otherwise an error.
 
@@ -116,16 +116,17 @@ def _sentences(
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(1)
         positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
-        indices = task.filter_indices_by_size(
-            dataset.ordered_indices(), dataset, positions, skip_too_long
-        )
+        indices = dataset.ordered_indices()
+        fitting = task.filter_indices_by_size(indices, dataset, positions, skip_too_long)
     except Exception as error:
         raise _unusable(trained, subset, error) from error
     chosen = sorted(map(int, indices))  # some data sets break ties of length at random
-    if not chosen:
-        raise LoadError(f"subset {subset} has no sentences")
     if max_sentences is not None and max_sentences < len(chosen):
-        chosen = random.Random(seed).sample(chosen, max_sentences)
+        chosen = random.Random(seed).sample(chosen, max_sentences)  # the same of all models
+    kept = set(map(int, fitting))
+    chosen = [index for index in chosen if index in kept]
+    if not chosen:
+        raise LoadError(f"subset {subset} has no sentences that the model takes")
     return chosen
 
 
