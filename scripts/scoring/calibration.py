@@ -146,6 +146,11 @@ def score(args: argparse.Namespace) -> Records:
     from fairseq_sam.evaluation.sentences import mini_batches
     from fairseq_sam.evaluation.trained_model import load_trained_model
 
+    if len(set(args.subsets.split(",")) - {"valid"}) > 1:
+        raise ScoringError(
+            f"--subsets {args.subsets}: it must be valid and one more at most, for the names of "
+            "scores tell no others apart"
+        )
     fairseq_sam.register()
     trained = load_trained_model(str(args.checkpoint), str(args.data))
     check_has_probabilities(args, trained)

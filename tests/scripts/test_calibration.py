@@ -95,6 +95,12 @@ class TestAnswers:
             found.nll[:2].tolist() == calibration.answers_of(self.logits, self.target).nll.tolist()
         )
 
+    def test_splits_whose_scores_would_have_one_name_are_refused(self):
+        pytest.importorskip("fairseq")
+        args = SimpleNamespace(subsets="valid,test,test1")
+        with pytest.raises(calibration.ScoringError, match="--subsets valid,test,test1: "):
+            calibration.score(args)
+
     def test_models_without_probabilities_are_refused(self):
         modules = pytest.importorskip("fairseq.modules")
         args = SimpleNamespace(checkpoint="model.pt")
