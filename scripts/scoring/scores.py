@@ -1,7 +1,9 @@
 """What the scoring programs share: generated text, p-values, and the files that they write."""
 
 import argparse
+import errno
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, List, Sequence
@@ -9,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, List, Sequence
 import numpy as np
 
 from fairseq_sam import FairseqSamError
-from fairseq_sam.files.writing import write_json, write_text
+from fairseq_sam.files.writing import may_write, write_json, write_text
 
 RESAMPLES = 1000
 
@@ -126,6 +128,8 @@ def _check_output(args: argparse.Namespace) -> None:
     """
     if args.output.is_dir() or not args.output.absolute().parent.is_dir():
         raise ScoringError(f"--output {args.output}: it must be a file in a folder that exists")
+    if not may_write(args.output):
+        raise ScoringError(f"--output {args.output}: cannot write ({os.strerror(errno.EACCES)})")
     for name, path in vars(args).items():
         for written in (args.output, _hypotheses(args.output)):
             if name != "output" and isinstance(path, Path) and _are_one(path, written):

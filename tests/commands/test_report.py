@@ -186,6 +186,17 @@ class TestRuns:
         assert run_names([Path("/a/s1/x"), Path("/a/s2/x")]) == ["s1/x", "s2/x"]
 
 
+def test_a_folder_that_may_not_be_written_to_is_told_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    written = tmp_path / "out" / "report.json"
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--json", str(written)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{written}: cannot write (Permission denied)" in captured.err
+
+
 class TestTwice:
     def test_a_run_under_two_names_counts_once(self, tmp_path, capsys):
         for seed, bleu in ((1, 30.0), (2, 31.0)):
