@@ -10,6 +10,9 @@ from typing import Any, Dict, NamedTuple, Optional, Tuple
 from fairseq_sam import FairseqSamError
 from fairseq_sam.criterions import per_sentence_name_of
 
+_SEED = 1
+"""Data sets draw masks and the like by the seed of training: all models are to have the same."""
+
 
 class LoadError(FairseqSamError):
     """Something that cannot be used; the text is one line that names it."""
@@ -53,7 +56,7 @@ def load_trained_model(
             raise LoadError(f"{part}: no such file or directory")
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(
-            checkpoint, {**(overrides or {}), "data": data}
+            checkpoint, {"seed": _SEED, **(overrides or {}), "data": data}
         )
     except CheckpointError as error:  # which names the file
         raise LoadError(str(error)) from error

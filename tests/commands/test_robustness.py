@@ -257,6 +257,27 @@ class TestNoiseOfTheData:
         assert losses[0]["clean"]["loss"] == pytest.approx(losses[1]["clean"]["loss"], rel=1e-6)
 
 
+def test_masks_are_the_same_for_models_of_all_seeds(
+    corpus: Path, fairseq_train: Callable[..., Run], tmp_path: Path
+) -> None:
+    data = plain_text(corpus)
+    flags = (
+        "--task masked_lm --criterion masked_lm --arch roberta --encoder-layers 1 "
+        "--encoder-embed-dim 8 --encoder-ffn-embed-dim 8 --encoder-attention-heads 2 "
+        "--tokens-per-sample 32 --sample-break-mode eos --max-tokens 200"
+    )
+    run = fairseq_train("--save-interval 1 --max-epoch 1 --optimizer adam", task=(str(data), flags))
+    found = []
+    for seed in (1, 2):
+        state, path = run.checkpoint(), tmp_path / f"{seed}.pt"
+        for part in ("common", "task"):
+            state["cfg"][part]["seed"] = seed
+        torch.save(state, path)
+        found.append(mini_batches(load_trained_model(str(path), str(data)), "valid", 4000))
+    for one, other in zip(*found):
+        assert torch.equal(one["target"], other["target"])
+
+
 def test_infinite_scores_are_shown(tmp_path: Path) -> None:
     """A perplexity may be too large for a float; JSON has no infinity."""
     points = [(0.0, 0.0, {"loss": 1.0, "ppl": 2.0}), (9.0, 9.0, {"loss": 800.0, "ppl": math.inf})]
