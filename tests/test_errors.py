@@ -30,10 +30,13 @@ def test_every_error_has_the_base(errors: List[Type[Exception]]) -> None:
     assert [each for each in errors if not issubclass(each, FairseqSamError)] == []
 
 
+def test_no_two_have_one_name(errors: List[Type[Exception]]) -> None:
+    assert len({each.__name__ for each in errors}) == len(errors)
+
+
 def test_they_can_be_caught_as_what_else_they_are(errors: List[Type[Exception]]) -> None:
     named = {f"{each.__module__}.{each.__name__}": each for each in errors}
     assert issubclass(named["fairseq_sam.experiments.errors.MisuseError"], ValueError)
-    assert issubclass(named["fairseq_sam.analysis.digits.DataError"], ValueError)
     assert issubclass(named["fairseq_sam.perturbation.step.BackwardPassedBy"], RuntimeError)
     assert issubclass(named["fairseq_sam.perturbation.outputs.OutputsBypassed"], RuntimeError)
 

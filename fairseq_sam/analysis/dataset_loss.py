@@ -7,8 +7,10 @@ Imports nothing of fairseq: a criterion returns (loss, sample_size, logging_outp
 """
 
 import contextlib
+import random
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -89,16 +91,40 @@ class DatasetLoss:
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     """Context without dropout; every layer is afterwards in the mode it was in.
 
-    Recurrent layers are kept off cuDNN, whose backward pass wants training mode.
+    Recurrent layers are kept off cuDNN, whose backward pass wants training mode. What a module
+    draws all the same, such as the masks of wav2vec 2.0, is the same in all of its forward passes;
+    the random states are afterwards what they were.
     """
     before = [(layer, layer.training) for module in modules for layer in module.modules()]
     recurrent = any(isinstance(layer, nn.RNNBase) for layer, _ in before)
     off_cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
+    hooks = [module.register_forward_pre_hook(_draw_anew) for module in modules]
     try:
         for module in modules:
             module.eval()
-        with off_cudnn:
+        with off_cudnn, _own_random_states(modules):
             yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for layer, training in before:
             layer.training = training
+
+
+@contextlib.contextmanager
+def _own_random_states(modules: Sequence[nn.Module]) -> Iterator[None]:
+    devices = {w.device for module in modules for w in module.parameters() if w.is_cuda}
+    others = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            _draw_anew()
+            yield
+    finally:
+        random.setstate(others[0])
+        np.random.set_state(others[1])
+
+
+def _draw_anew(*_: Any) -> None:
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)

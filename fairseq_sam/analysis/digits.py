@@ -17,15 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fairseq_sam import FairseqSamError
+from fairseq_sam.files.reading import DataError
 
 NUM_CLASSES = 10
 _UNSIGNED_BYTES = 8
 _TEST_PATTERNS = ("t[0-9]*k*", "*test*")  # MNIST's own test files are called t10k
-
-
-class DataError(FairseqSamError, ValueError):
-    """Data that cannot be used; the text is one line that names the file."""
 
 
 class Examples(NamedTuple):

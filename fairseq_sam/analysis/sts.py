@@ -16,7 +16,7 @@ from typing import Callable, Dict, Iterator, List, NamedTuple, Sequence, Tuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from fairseq_sam import FairseqSamError
+from fairseq_sam.files.reading import DataError
 
 SUBSETS = {
     "STS12": ("MSRpar", "MSRvid", "SMTeuroparl", "surprise.OnWN", "surprise.SMTnews"),
@@ -32,10 +32,6 @@ SUBSETS = {
 
 Embed = Callable[[Sequence[str]], Tensor]
 """From sentences to their embeddings [sentences, dim]."""
-
-
-class DataError(FairseqSamError):
-    """Data that cannot be used; the text is one line that names the file."""
 
 
 class Subset(NamedTuple):

@@ -18,6 +18,7 @@ from typing import (
     Tuple,
 )
 
+from fairseq_sam import FairseqSamError
 from fairseq_sam.commands.figures import check_output_arguments
 from fairseq_sam.commands.quiet import only_warnings
 from fairseq_sam.commands.refusals import CommandError, load_fairseq
@@ -216,7 +217,9 @@ def explaining(checkpoint: str, data: str) -> Iterator[None]:
         yield
     except FloatingPointError as error:
         raise CommandError(f"{checkpoint}: {error}") from error
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (FairseqSamError, ImportError, MemoryError, OSError):
+        raise
+    except Exception as error:  # models and criterions complain in any way
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise CommandError(f"{data}: does not fit {checkpoint} ({reason})") from error
 

@@ -61,8 +61,9 @@ def _checkpoint_file(text: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was written."""
     target = args.output
+    kept = (args.source / "tokenizer.json").resolve()
     for path in (target, *(target.parent / name for name in _BESIDE)):
-        if path.exists() and not args.force:
+        if path.exists() and not args.force and path.resolve() != kept:
             raise CommandError(f"{path}: exists (--force overwrites it)")
     load_fairseq()
     from fairseq_sam.checkpoints.conversion.encoder_checkpoint import convert

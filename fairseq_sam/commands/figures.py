@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
 from fairseq_sam.commands.refusals import CommandError
-from fairseq_sam.files.writing import write_json
+from fairseq_sam.files.writing import may_write, write_json
 
 PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 
@@ -47,6 +49,8 @@ def check_output_arguments(args: argparse.Namespace) -> None:
             raise CommandError(f"{path}: its directory does not exist")
         if path is not None and path.is_dir():
             raise CommandError(f"{path}: is a directory, not a file to write")
+        if path is not None and not may_write(path):
+            raise CommandError(f"{path}: cannot write ({os.strerror(errno.EACCES)})")
     for picture in pictures:
         check_can_plot(picture)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
+import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Optional, Sequence
 
 from fairseq_sam.commands.figures import (
     check_output_arguments,
@@ -116,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_output_arguments(args)
     _check_comparison(args)
-    directories = [Path(path) for path in args.runs]
+    directories = _different(map(Path, args.runs))
     try:
         names = run_names(directories, args.relative_to)
         runs, read, failures = [], [], []
@@ -152,6 +153,16 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise CommandError(f"{error.filename}: cannot write ({error.strerror})") from error
     return 1 if failures else 0
+
+
+def _different(directories: Iterable[Path]) -> List[Path]:
+    """Returns the directories without those that are there under another name before."""
+    found: Dict[str, Path] = {}
+    for path in directories:
+        first = found.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            _pass_over(f"{path}: is {first}")
+    return list(found.values())
 
 
 def _check_comparison(args: argparse.Namespace) -> None:

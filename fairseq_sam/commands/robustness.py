@@ -156,10 +156,11 @@ def _measure(
         points = progress(_points(args, trained, loss), total, "corruption", name)
         about = {
             "criterion": getattr(trained.cfg.criterion, "_name", None),
-            "num_sentences": sum(map(num_sentences, loss.samples)),
             "unit": task_scores.loss_unit(loss),
         }
-    return about, {"checkpoint": checkpoint, "name": name, **_summary(points)}
+        count = sum(map(num_sentences, loss.samples))
+    figures = {"checkpoint": checkpoint, "name": name, "num_sentences": count}
+    return about, {**figures, **_summary(points)}
 
 
 def _points(

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fairseq_sam.analysis.sts import Correlation, Subset
     from fairseq_sam.evaluation.sentence_embedding import SentenceEmbedder
 
+_MOST_UNKNOWN = 0.1
+"""Share of unknown words above which something is wrong."""
+
 _EPILOG = """\
 examples:
   fairseq-sam sts SentEval/data/downstream minilm/model.pt
@@ -148,6 +151,13 @@ def _evaluate(
             for name, subsets in sets.items():
                 found[name] = evaluate(subsets, embed)
                 after_each()
+    unknown = embed.num_unknown / max(1, embed.num_pieces)
+    if unknown > _MOST_UNKNOWN:
+        print(
+            f"fairseq-sam sts: warning: {checkpoint}: {unknown:.0%} of the words are not in its "
+            "dictionary: the tokenizer may be that of another model",
+            file=sys.stderr,
+        )
     return _Result(checkpoint, label, pooling, found)
 
 

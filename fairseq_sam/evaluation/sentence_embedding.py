@@ -18,6 +18,10 @@ class SentenceEmbedder:
         pooling: ``mean`` of all tokens, special ones too, or ``cls``, the first.
         batch_size: sentences in one forward pass.
 
+    Attributes:
+        num_pieces: how many words the sentences had so far.
+        num_unknown: how many of them the dictionary does not have.
+
     Raises:
         LoadError: the model is no such encoder.
     """
@@ -37,6 +41,7 @@ class SentenceEmbedder:
         self._pieces, self._pooling, self._batch_size = pieces, pooling, batch_size
         self._longest = int(trained.model.max_positions())
         self._known: Dict[str, Tensor] = {}
+        self.num_pieces = self.num_unknown = 0
 
     def __call__(self, sentences: Sequence[str]) -> Tensor:
         """Returns embeddings ``[sentences, dim]`` on the CPU; too long a sentence is cut."""
@@ -50,8 +55,10 @@ class SentenceEmbedder:
 
     def _tokens(self, text: str) -> Tensor:
         words = self._dictionary
-        inner = [words.index(piece) for piece in self._pieces(text)][: self._longest - 2]
-        return torch.tensor([words.bos(), *inner, words.eos()])
+        inner = [words.index(piece) for piece in self._pieces(text)]
+        self.num_pieces += len(inner)
+        self.num_unknown += inner.count(words.unk())
+        return torch.tensor([words.bos(), *inner[: self._longest - 2], words.eos()])
 
     @torch.no_grad()
     def _embed(self, rows: List[Tensor]) -> Tensor:

@@ -23,16 +23,15 @@ def single_sentences(
     Args:
         trained: the model; the mini-batches are on its device.
         subset: name of the split.
-        max_sentences: only so many, drawn at random.
+        max_sentences: only so many, drawn at random from all, those too long included.
         seed: of that draw.
         skip_too_long: leave out what the model is too short for, which is otherwise an error.
 
     Raises:
         LoadError: the split cannot be read, is empty, or has sentences too long for the model.
     """
-    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
-    device = next(trained.model.parameters()).device
-    return len(chosen), (_collate(dataset, [index], device) for index in chosen)
+    chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    return len(chosen), (_collate(trained, subset, [index]) for index in chosen)
 
 
 def mini_batches(
@@ -56,15 +55,15 @@ def mini_batches(
     Raises:
         LoadError: as there.
     """
-    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
-    device = next(trained.model.parameters()).device
+    chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    dataset = trained.task.dataset(subset)
     batches: List[List[int]] = [[]]
     for index in sorted(chosen, key=dataset.num_tokens):
         longest = dataset.num_tokens(index)  # of the batch too, for they come in order
         if batches[-1] and longest * (len(batches[-1]) + 1) > max_tokens:
             batches.append([])
         batches[-1].append(index)
-    return [_collate(dataset, batch, device) for batch in batches]
+    return [_collate(trained, subset, batch) for batch in batches]
 
 
 def sentence_batches(
@@ -90,15 +89,14 @@ def sentence_batches(
     Raises:
         LoadError: as there, or there are fewer sentences than one mini-batch takes.
     """
-    dataset, chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
+    chosen = _sentences(trained, subset, max_sentences, seed, skip_too_long)
     if len(chosen) < batch_size:
         raise LoadError(
             f"subset {subset} has {len(chosen)} sentences, fewer than a mini-batch of {batch_size}"
         )
-    device = next(trained.model.parameters()).device
     shuffled = random.Random(seed).sample(chosen, len(chosen) // batch_size * batch_size)
     starts = range(0, len(shuffled), batch_size)
-    return [_collate(dataset, shuffled[i : i + batch_size], device) for i in starts]
+    return [_collate(trained, subset, shuffled[i : i + batch_size]) for i in starts]
 
 
 def _sentences(
@@ -107,28 +105,34 @@ def _sentences(
     max_sentences: Optional[int],
     seed: int,
     skip_too_long: bool,
-) -> Tuple[Any, List[int]]:
+) -> List[int]:
     from fairseq import utils
 
     task, model = trained.task, trained.model
     try:
-        task.load_dataset(subset, combine=False, epoch=1, task_cfg=trained.cfg.task)
+        if subset not in task.datasets:  # translation_multi_simple_epoch loads none twice
+            task.load_dataset(subset, combine=False, epoch=1, task_cfg=trained.cfg.task)
         dataset = task.dataset(subset)
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(1)
         positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
-        indices = task.filter_indices_by_size(
-            dataset.ordered_indices(), dataset, positions, skip_too_long
-        )
+        indices = dataset.ordered_indices()
+        fitting = task.filter_indices_by_size(indices, dataset, positions, skip_too_long)
     except Exception as error:
-        data = getattr(trained.cfg.task, "data", "the data")
-        raise LoadError(f"{data}: subset {subset} cannot be used ({reason_of(error)})") from error
+        raise _unusable(trained, subset, error) from error
     chosen = sorted(map(int, indices))  # some data sets break ties of length at random
-    if not chosen:
-        raise LoadError(f"subset {subset} has no sentences")
     if max_sentences is not None and max_sentences < len(chosen):
-        chosen = random.Random(seed).sample(chosen, max_sentences)
-    return dataset, chosen
+        chosen = random.Random(seed).sample(chosen, max_sentences)  # the same of all models
+    kept = set(map(int, fitting))
+    chosen = [index for index in chosen if index in kept]
+    if not chosen:
+        raise LoadError(f"subset {subset} has no sentences that the model takes")
+    return chosen
+
+
+def _unusable(trained: TrainedModel, subset: str, error: Exception) -> LoadError:
+    data = getattr(trained.cfg.task, "data", "the data")
+    return LoadError(f"{data}: subset {subset} cannot be used ({reason_of(error)})")
 
 
 @contextlib.contextmanager
@@ -145,14 +149,31 @@ def _drawing_by(number: int) -> Iterator[None]:
         yield
 
 
-def _collate(dataset: Any, indices: Sequence[int], device: torch.device) -> Dict[str, Any]:
+def _collate(trained: TrainedModel, subset: str, indices: Sequence[int]) -> Dict[str, Any]:
     from fairseq import utils
 
-    examples = []
-    for index in indices:
-        with _drawing_by(index):
-            examples.append(dataset[index])
-    with _drawing_by(indices[0]):
-        sample = dataset.collater(examples)
+    dataset, examples = trained.task.dataset(subset), []
+    try:
+        for index in indices:
+            with _drawing_by(index):
+                examples.append(dataset[index])
+        with _drawing_by(indices[0]):
+            sample = dataset.collater(examples)
+    except Exception as error:  # a file that was cut off, for instance
+        raise _unusable(trained, subset, error) from error
+    _refuse_several(trained, sample)
+    device = next(trained.model.parameters()).device
     moved: Dict[str, Any] = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
     return moved
+
+
+def _refuse_several(trained: TrainedModel, sample: Dict[str, Any]) -> None:
+    """Refuses a dictionary of mini-batches, as of several languages, which no criterion takes."""
+    several = [
+        key for key, part in sample.items() if isinstance(part, dict) and "net_input" in part
+    ]
+    if several:
+        raise LoadError(
+            f"the task {trained.cfg.task._name} is not supported: each of its mini-batches holds "
+            f"one of {', '.join(map(str, several))}"
+        )

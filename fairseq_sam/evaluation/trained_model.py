@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 from fairseq_sam import FairseqSamError
 from fairseq_sam.criterions import per_sentence_name_of
+
+_SEED = 1
+"""Data sets draw masks and the like by the seed of training: all models are to have the same."""
 
 
 class LoadError(FairseqSamError):
@@ -52,7 +56,7 @@ def load_trained_model(
             raise LoadError(f"{part}: no such file or directory")
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(
-            checkpoint, {**(overrides or {}), "data": data}
+            checkpoint, {"seed": _SEED, **(overrides or {}), "data": data}
         )
     except CheckpointError as error:  # which names the file
         raise LoadError(str(error)) from error
@@ -178,7 +182,11 @@ def _criterion_config(cfg: Any, name: str) -> Any:
     from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
     from omegaconf import OmegaConf, open_dict
 
+    if name not in CRITERION_DATACLASS_REGISTRY:  # it reads a command line
+        raise LoadError(f"criterion {name} cannot take another's place: choose another")
     trained_with = cfg.criterion
+    if isinstance(trained_with, argparse.Namespace):
+        trained_with = vars(trained_with)
     chosen = OmegaConf.structured(CRITERION_DATACLASS_REGISTRY[name])
     for key in chosen:
         if key != "_name" and key in trained_with:

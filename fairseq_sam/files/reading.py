@@ -14,6 +14,8 @@ import os
 import stat
 from typing import Any, BinaryIO, Iterator, Union
 
+from fairseq_sam import FairseqSamError
+
 PathLike = Union[str, "os.PathLike[str]"]
 
 MOST_TEXT = 64 << 20
@@ -22,6 +24,10 @@ MOST_TEXT = 64 << 20
 MOST_LOG = 1 << 30
 _LONGEST_LINE = 1 << 20
 _PIECE = 1 << 20
+
+
+class DataError(FairseqSamError):
+    """Data that cannot be used; the text is one line that names the file."""
 
 
 def open_regular(path: PathLike) -> BinaryIO:

@@ -66,6 +66,13 @@ def _reader(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def may_write(path: PathLike) -> bool:
+    """Tells whether permissions allow what :func:`replaced` does, before there is work to lose."""
+    target = os.path.realpath(path)
+    is_file = os.path.isfile(target) or not os.path.exists(target)
+    return os.access(os.path.dirname(target) if is_file else target, os.W_OK)
+
+
 def write_text(path: PathLike, text: str) -> None:
     """Writes a text file so that it is never there by half.
 

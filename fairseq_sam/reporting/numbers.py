@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from typing import Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 _NUMBER = re.compile(
     r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[-+]?[0-9]+)?|nan|[-+]?inf", re.IGNORECASE
@@ -59,6 +59,15 @@ def told_apart(texts: Mapping[str, str]) -> str:
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return ", ".join(f"{name}: {text}" for name, text in texts.items())
+
+
+def sentences_told_apart(checkpoints: Sequence[Mapping[str, Any]]) -> str:
+    """Returns how many sentences checkpoints were measured on: models may be too short for some.
+
+    >>> sentences_told_apart([{"name": "adam", "num_sentences": 3}])
+    '3 sentences'
+    """
+    return told_apart({each["name"]: f"{each['num_sentences']} sentences" for each in checkpoints})
 
 
 def sample_deviation(values: Sequence[float]) -> float:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Sequence
 
-from fairseq_sam.reporting.numbers import told_apart
+from fairseq_sam.reporting.numbers import sentences_told_apart, told_apart
 
 _NORMS = {"l2": "L2", "linf": "L∞"}
 
 
 def risk_table(figures: Mapping[str, Any]) -> str:
     """Formats what ``fairseq-sam risk --json`` writes: a row a checkpoint, means ± their errors."""
-    first = figures["checkpoints"][0]
+    sentences = sentences_told_apart(figures["checkpoints"])
     criterions = {each["name"]: each["criterion"] for each in figures["checkpoints"]}
     steps = figures["steps"]
     lines = [
-        f"{figures['subset']}: {first['num_sentences']} sentences, {told_apart(criterions)}",
+        f"{figures['subset']}: {sentences}, {told_apart(criterions)}",
         f"within {figures['rho']:g} ({_NORMS[figures['norm']]}, {steps} ascent "
         f"step{'s' if steps > 1 else ''}), {figures['unit']}, mean ± standard error over sentences",
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, List, Mapping, Optional, Sequence
 
+from fairseq_sam.reporting.numbers import sentences_told_apart
 from fairseq_sam.reporting.robustness_plot import metric_labels
 
 _NORMS = {"l2": "L2", "linf": "L∞"}
@@ -17,9 +18,9 @@ def robustness_tables(figures: Mapping[str, Any]) -> str:
     A row is a radius, a column a checkpoint, a cell the score and in parentheses its difference to
     the one without corruption; standard errors over draws where there are several.
     """
-    about = f"{figures['subset']}: {figures['num_sentences']} sentences, {figures['criterion']}"
-    lines = [f"{about}, {_described(figures)}"]
     checkpoints = figures["checkpoints"]
+    about = f"{figures['subset']}: {sentences_told_apart(checkpoints)}, {figures['criterion']}"
+    lines = [f"{about}, {_described(figures)}"]
     for metric, label in metric_labels(checkpoints, figures["unit"]).items():
         digits = 4 if metric == "loss" else 2
         header = [f"{_NORMS[figures['norm']]} radius", *(each["name"] for each in checkpoints)]

@@ -14,7 +14,7 @@ from fairseq_sam.reporting.numbers import number, printable
 Remark = Callable[[str], None]
 """Is called with a line about a file that was passed over; the line names the file and why."""
 
-_GENERATE = re.compile(r"Generate .*: BLEU4 = ([^,\s]*)")
+_GENERATE = re.compile(r"Generate (\S+?)(?: with .*)?: BLEU4 = ([^,\s]*)")
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]*)?")
 TOKENISED_BLEU = "BLEU (tokenised)"
 
@@ -67,30 +67,50 @@ def read_scores(directory: Path, remark: Remark = ignore) -> Dict[str, Score]:
 
     Looks at ``*.json`` written by ``sacrebleu --format json`` or by the programs of
     scripts/scoring, which add p-values (other JSON files are passed over without a word), and at
-    ``generate*.txt``, whose tokenised BLEU is listed as such.
+    ``generate*.txt``, whose tokenised BLEU is listed as such, with the split if it is no test set.
+    Of two files with a score by the same name the last one's counts.
     """
     scores: Dict[str, Score] = {}
+    places: Dict[str, Path] = {}
     for path in files_like(directory, "*.json", remark):
         try:
             content = read_json(path)
         except (OSError, ValueError) as error:
             remark(f"{path}: {getattr(error, 'strerror', None) or error}")
             continue
+        found: Dict[str, Score] = {}
         for record in _records(content):
-            fault = _add_record(record, scores)
+            fault = _add_record(record, found)
             if fault:
                 remark(f"{path}: {fault}")
+        _merge(path, found, scores, places, remark)
     for path in files_like(directory, "generate*.txt", remark):
         try:
-            found = [match.group(1) for match in map(_GENERATE.match, read_lines(path)) if match]
+            matches = [match for match in map(_GENERATE.match, read_lines(path)) if match]
         except OSError as error:
             remark(f"{path}: {error.strerror}")
             continue
-        if found and _NUMBER.fullmatch(found[-1]):
-            scores[TOKENISED_BLEU] = Score(float(found[-1]))
-        elif found:
-            remark(f"{path}: its BLEU4 is {printable(found[-1])}, not a number")
+        split, value = matches[-1].groups() if matches else ("", "")
+        name = TOKENISED_BLEU if split.startswith("test") else f"{split} {TOKENISED_BLEU}"
+        if _NUMBER.fullmatch(value):
+            _merge(path, {name: Score(float(value))}, scores, places, remark)
+        elif matches:
+            remark(f"{path}: its BLEU4 is {printable(value)}, not a number")
     return scores
+
+
+def _merge(
+    path: Path,
+    found: Dict[str, Score],
+    scores: Dict[str, Score],
+    places: Dict[str, Path],
+    remark: Remark,
+) -> None:
+    """Adds a file's scores; tells where they take the place of others."""
+    for name, score in found.items():
+        if name in scores and scores[name].value != score.value:
+            remark(f"{places[name]}: its {name}, since {path.name} has another")
+        scores[name], places[name] = score, path
 
 
 def _records(content: Any) -> Iterator[Dict[str, Any]]:

@@ -26,7 +26,7 @@ from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import scores
-from scores import Records
+from scores import Records, ScoringError
 
 from fairseq_sam.flags.number_types import count
 
@@ -118,20 +118,48 @@ def records_of(answers: Answers, of_tokens: bool, prefix: str = "") -> Records:
     return [{"name": prefix + name, "score": value} for name, value in named]
 
 
+def check_has_probabilities(args: argparse.Namespace, trained: Any) -> None:
+    """Refuses models without a softmax over all answers.
+
+    Raises:
+        ScoringError: naming the checkpoint.
+    """
+    from fairseq.modules import AdaptiveSoftmax
+
+    if scores.kind_of(trained) == "numbers":
+        raise ScoringError(
+            f"{args.checkpoint}: predicts numbers (--regression-target), which have no "
+            "probabilities; it must be a model of classes or tokens"
+        )
+    if any(isinstance(layer, AdaptiveSoftmax) for layer in trained.model.modules()):
+        raise ScoringError(
+            f"{args.checkpoint}: has an adaptive softmax, which has no logits of all tokens"
+        )
+
+
 def score(args: argparse.Namespace) -> Records:
     """Returns the scores of all splits."""
     import fairseq  # noqa: F401
 
     import fairseq_sam
+    from fairseq_sam.commands.checkpoint_data import explaining
     from fairseq_sam.evaluation.sentences import mini_batches
     from fairseq_sam.evaluation.trained_model import load_trained_model
 
+    if len(set(args.subsets.split(",")) - {"valid"}) > 1:
+        raise ScoringError(
+            f"--subsets {args.subsets}: it must be valid and one more at most, for the names of "
+            "scores tell no others apart"
+        )
     fairseq_sam.register()
     trained = load_trained_model(str(args.checkpoint), str(args.data))
-    of_tokens = not hasattr(trained.cfg.criterion, "classification_head_name")
+    check_has_probabilities(args, trained)
+    of_tokens = scores.kind_of(trained) == "tokens"
     records: Records = []
     for subset in args.subsets.split(","):
-        answers = all_answers(trained, mini_batches(trained, subset, args.max_tokens))
+        samples = mini_batches(trained, subset, args.max_tokens)
+        with explaining(str(args.checkpoint), str(args.data)):
+            answers = all_answers(trained, samples)
         records += records_of(answers, of_tokens, "valid " if subset == "valid" else "")
     return records
 
@@ -147,9 +175,7 @@ def main() -> int:
         "--subsets", default="valid,test", metavar="LIST", help="(default: %(default)s)"
     )
     parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
-    from fairseq_sam.evaluation.trained_model import LoadError
-
-    return scores.run(parser, score, LoadError)
+    return scores.run(parser, score)
 
 
 if __name__ == "__main__":

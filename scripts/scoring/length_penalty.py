@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Callable, Dict, List, Sequence, Tuple
 
 import scores
-from scores import Records, ScoringError, read_lines, write_hypotheses
+from scores import Records, ScoringError, read_lines, read_text, write_hypotheses
 
 PENALTIES = (0.0, 0.5, 1.0, 1.5, 2.0)
 Hypotheses = List[List[Tuple[float, str, int]]]
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> Records:
     def plain(lines: Sequence[str]) -> List[str]:
         return [detokenizer.detokenize(line.split()) for line in lines]
 
-    valid, test = (read_nbest(path.read_text("utf-8")) for path in (args.valid, args.test))
+    valid, test = (read_nbest(read_text(path)) for path in (args.valid, args.test))
     references = [plain(read_lines(args.valid_reference)), read_lines(args.test_reference)]
     pairs = zip((args.valid, args.test), (valid, test), references)
     for path, nbest, lines in pairs:

@@ -21,7 +21,14 @@ from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import scores
-from scores import RESAMPLES, Records, ScoringError, two_sided_p_value, write_hypotheses
+from scores import (
+    RESAMPLES,
+    Records,
+    ScoringError,
+    read_lines,
+    two_sided_p_value,
+    write_hypotheses,
+)
 
 from fairseq_sam.flags.number_types import count
 
@@ -70,6 +77,12 @@ METRICS: Dict[str, Tuple[str, Callable[[Values, Values], float]]] = {
 }
 """By the name in --metrics: the name in reports, and the function."""
 
+FITTING = {
+    "classes": ("accuracy", "f1", "matthews"),
+    "numbers": ("pearson", "spearman"),
+    "tokens": ("perplexity",),
+}
+"""The metrics of what a model predicts."""
 
 CHANCE: Dict[str, Callable[[Values], float]] = {
     "accuracy": lambda targets: float(
@@ -128,9 +141,14 @@ def predict(trained: Any, criterion: Any, samples: List[Dict[str, Any]]) -> Tupl
 def class_numbers(labels: Any) -> Values:
     """Returns a number for each class of the model: its own if it is one, so that "1" is 1."""
     symbols = [labels[i] for i in range(labels.nspecial, len(labels)) if labels[i] != "<mask>"]
-    if all(symbol.isdigit() for symbol in symbols):
-        return np.array([int(symbol) for symbol in symbols])
-    return np.array([sorted(symbols).index(symbol) for symbol in symbols])
+    # fairseq-preprocess fills dictionaries up, at the end, to a multiple of eight.
+    named = [symbol for symbol in symbols if not symbol.startswith("madeupword")]
+    if all(symbol.isdigit() for symbol in named):
+        numbers = [int(symbol) for symbol in named]
+    else:
+        numbers = [sorted(named).index(symbol) for symbol in named]
+    following = max(numbers, default=-1) + 1
+    return np.array([*numbers, *range(following, following + len(symbols) - len(named))])
 
 
 def read_predictions(path: Path, targets: Values) -> Values:
@@ -139,10 +157,28 @@ def read_predictions(path: Path, targets: Values) -> Values:
     Raises:
         ScoringError: they are of other examples.
     """
-    pairs = np.array([line.split() for line in path.read_text(encoding="utf-8").splitlines()])
-    if pairs.shape != (len(targets), 2) or not np.array_equal(pairs[:, 1].astype(float), targets):
+    try:
+        pairs = np.array([line.split() for line in read_lines(path)], float)
+    except ValueError:
+        raise ScoringError(f"{path}: is not a hypothesis file of this program") from None
+    if pairs.shape != (len(targets), 2) or not np.array_equal(pairs[:, 1], targets):
         raise ScoringError(f"{path}: predictions of other examples")
-    return pairs[:, 0].astype(float)
+    return pairs[:, 0]
+
+
+def check_metrics(args: argparse.Namespace, trained: Any) -> None:
+    """Refuses metrics of something else than the model predicts.
+
+    Raises:
+        ScoringError: naming the metrics and those that go with the model.
+    """
+    kind = scores.kind_of(trained)
+    if not set(args.metrics.split(",")) <= set(FITTING[kind]):
+        raise ScoringError(
+            f"--metrics {args.metrics}: {args.checkpoint}, which was trained with "
+            f"{trained.cfg.criterion._name}, predicts {kind}: it must be of "
+            f"{', '.join(FITTING[kind])}"
+        )
 
 
 def score(args: argparse.Namespace) -> Records:
@@ -151,22 +187,28 @@ def score(args: argparse.Namespace) -> Records:
 
     import fairseq_sam
     from fairseq_sam.analysis.dataset_loss import DatasetLoss
+    from fairseq_sam.commands.checkpoint_data import explaining
     from fairseq_sam.evaluation import trained_model
     from fairseq_sam.evaluation.sentences import mini_batches
 
     fairseq_sam.register()
     trained = trained_model.load_trained_model(str(args.checkpoint), str(args.data))
+    check_metrics(args, trained)
     names = args.metrics.split(",")
     wanted = "cross_entropy" if names == ["perplexity"] else None
     criterion = trained_model.build_criterion(trained, wanted)
     samples = mini_batches(trained, args.subset, args.max_tokens)
     if names == ["perplexity"]:
         criterion.sentence_avg = False  # per token, however it was trained
-        loss = DatasetLoss(trained.model, criterion, samples)()
+        with explaining(str(args.checkpoint), str(args.data)):
+            loss = DatasetLoss(trained.model, criterion, samples)()
         write_hypotheses([f"{loss}"], args.output)
         found = scores.perplexity(loss)
         return [{"name": "Perplexity", "score": found, "signature": "per token, with </s>"}]
-    predictions, targets = predict(trained, criterion, samples)
+    with explaining(str(args.checkpoint), str(args.data)):
+        predictions, targets = predict(trained, criterion, samples)
+    if "f1" in names and len({*predictions, *targets}) > 2:
+        raise ScoringError(f"--metrics {args.metrics}: f1 is of two classes, {args.data} has more")
     pairs = zip(predictions.tolist(), targets.tolist())
     write_hypotheses((f"{p!r} {t!r}" for p, t in pairs), args.output)
     baseline = read_predictions(args.baseline, targets) if args.baseline else None
@@ -200,9 +242,7 @@ def main() -> int:
     parser.add_argument("--metrics", type=_metrics, default="accuracy", metavar="LIST")
     parser.add_argument("--baseline", type=Path, help="hypothesis file of the baseline")
     parser.add_argument("--max-tokens", type=count, default=4000, help="of a mini-batch")
-    from fairseq_sam.evaluation.trained_model import LoadError
-
-    return scores.run(parser, score, LoadError)
+    return scores.run(parser, score)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from scores import (
     check_lengths,
     read_hypotheses,
     read_lines,
+    read_text,
     two_sided_p_value,
     write_hypotheses,
 )
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> Records:
 
     references = read_lines(args.reference)
     decoder = get_encoder(args.encoder_json, args.vocab_bpe)
-    encoded = read_hypotheses(args.generated.read_text(encoding="utf-8"))
+    encoded = read_hypotheses(read_text(args.generated))
     hypotheses = [decode(line, decoder) for line in encoded]
     other = read_lines(args.baseline) if args.baseline else None
     check_lengths(args, "summaries", references, hypotheses, other)

@@ -24,6 +24,7 @@ from scores import (
     check_lengths,
     read_hypotheses,
     read_lines,
+    read_text,
     write_hypotheses,
 )
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> Records:
 
     references = read_lines(args.reference)
     detokenizer = MosesDetokenizer(args.lang)
-    tokenized = read_hypotheses(args.generated.read_text(encoding="utf-8"))
+    tokenized = read_hypotheses(read_text(args.generated))
     hypotheses = [detokenizer.detokenize(line.split()) for line in tokenized]
     baseline = read_lines(args.baseline) if args.baseline else None
     check_lengths(args, "translations", references, hypotheses, baseline)

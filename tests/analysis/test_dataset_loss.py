@@ -1,9 +1,20 @@
 """The mean loss over a data set, against losses and gradients written out."""
 
+import random
+
+import numpy as np
 import torch
 from torch import nn
 
 from fairseq_sam.analysis.dataset_loss import DatasetLoss
+
+
+class Masking(nn.Linear):
+    """Draws what it masks in evaluation, too, by each of the generators."""
+
+    def forward(self, x):
+        kept = torch.rand(len(x)).double().unsqueeze(1) + np.random.rand() + random.random()
+        return super().forward(x * kept)
 
 
 class SquaredError(nn.Module):
@@ -51,3 +62,18 @@ def test_mode_and_gradients_are_left_as_they_were():
     assert model[1].training
     assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
     assert model[2].weight.grad is None
+
+
+def test_what_a_model_draws_is_the_same_each_time():
+    torch.manual_seed(0)
+    samples = [{"x": torch.randn(n, 3).double(), "y": torch.randn(n, 1).double()} for n in (5, 2)]
+    dataset = DatasetLoss(Masking(3, 1).double(), SquaredError(), samples)
+
+    def states():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    before = states()
+    first, other = dataset(), dataset()
+    assert first == other == dataset.gradient()[0]
+    assert states() == before
+    assert not dataset.model._forward_pre_hooks

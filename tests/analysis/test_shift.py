@@ -16,7 +16,6 @@ from torch import Tensor
 from fairseq_sam.analysis import digit_network, shift
 from fairseq_sam.analysis.digit_network import digit_loss, drawn_mixture, small_network
 from fairseq_sam.analysis.digits import (
-    DataError,
     Digits,
     Examples,
     read_idx,
@@ -24,6 +23,7 @@ from fairseq_sam.analysis.digits import (
     sklearn_digits,
 )
 from fairseq_sam.analysis.shift import ShiftTrials, correlation, linear_fit, weighted_mixture
+from fairseq_sam.files.reading import DataError
 from tests.idx_files import write_idx, write_mnist
 
 SHARES = [0.1, 0.25, 0.5, 0.9, 1.0]

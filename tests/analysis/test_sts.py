@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fairseq_sam.analysis.sts import (
     SUBSETS,
-    DataError,
     Subset,
     average,
     evaluate,
     read_sets,
 )
+from fairseq_sam.files.reading import DataError
 from tests.conftest import REAL_DATA
 
 pytest.importorskip("scipy")

@@ -193,6 +193,7 @@ BAD_DATA: Dict[str, Tuple[Callable[[Path, Path, Path], Any], List[str]]] = {
     "no index": (_spoilt("valid.de-en.de.idx", None), ["{here}: ", "valid"]),
     "a bad index": (_spoilt("valid.de-en.de.idx", b"junk"), ["{here}: ", "valid"]),
     "no sentences": (_spoilt("valid.de-en.de.bin", b""), ["{here}: ", "valid"]),
+    "a sentence": (_spoilt("valid.de-en.de.bin", bytes(10)), ["{here}: ", "valid"]),
 }
 
 

@@ -160,7 +160,24 @@ class TestErrors:
             "--optimizer adam --max-epoch 1 --save-interval 1", task=(str(corpus), flags)
         )
         error = one_line(corpus, trained.save_dir / "checkpoint_last.pt")
-        assert "does not fit" in error
+        assert "the task multilingual_translation is not supported" in error
+        assert "de-en" in error
+
+    def test_no_split_is_loaded_twice(
+        self, monkeypatch: Any, checkpoint: str, corpus: Path, capsys: Any
+    ) -> None:
+        """Some tasks, translation_multi_simple_epoch among them, cannot."""
+        from fairseq.tasks.translation import TranslationTask
+
+        load = TranslationTask.load_dataset
+
+        def load_once(task: Any, split: str, **others: Any) -> None:
+            assert split not in task.datasets
+            load(task, split, **others)
+
+        monkeypatch.setattr(TranslationTask, "load_dataset", load_once)
+        flags = ["--points=2", "--m-sharpness=0.1", "--m=4", "--cpu"]
+        assert main(["landscape", str(corpus), checkpoint, *flags]) == 0
 
     def test_mini_batches_that_cannot_be_filled(
         self, one_line: Any, checkpoint: str, corpus: Path

@@ -166,11 +166,50 @@ class TestRuns:
         (directory / "generate.txt").write_text(
             "H-0\t-0.1\tGenerate me\nGenerate test with beam=5: BLEU4 = 35.41, 66.1/41.2\n"
         )
-        assert read_run(directory, "run").scores[TOKENISED_BLEU].value == 35.41
+        (directory / "generate-valid.txt").write_text(
+            "Generate valid with beam=5: BLEU4 = 40.00, 66.1/41.2\n"
+        )
+        scores = read_run(directory, "run", pytest.fail).scores
+        assert scores[TOKENISED_BLEU].value == 35.41
+        assert scores[f"valid {TOKENISED_BLEU}"].value == 40
+
+    def test_a_score_that_two_files_have(self, tmp_path):
+        directory, told = write_run(tmp_path / "run"), []
+        (directory / "again.json").write_text('[{"name": "BLEU", "score": 30.0}]')
+        assert read_run(directory, "run", pytest.fail).scores["BLEU"].value == 30
+        (directory / "valid.json").write_text('[{"name": "BLEU", "score": 33.0}]')
+        assert read_run(directory, "run", told.append).scores["BLEU"].value == 33
+        assert told == [f"{directory / 'scores.json'}: its BLEU, since valid.json has another"]
 
     def test_names_tell_directories_apart(self):
         assert run_names([Path("/a/x"), Path("/a/y")]) == ["x", "y"]
         assert run_names([Path("/a/s1/x"), Path("/a/s2/x")]) == ["s1/x", "s2/x"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    written = tmp_path / "out" / "report.json"
+    run = write_run(tmp_path / "run")
+    assert main(["report", str(run), "--json", str(written)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert f"{written}: cannot write (Permission denied)" in captured.err
+
+
+class TestTwice:
+    def test_a_run_under_two_names_counts_once(self, tmp_path, capsys):
+        for seed, bleu in ((1, 30.0), (2, 31.0)):
+            write_run(tmp_path / f"sam/seed{seed}", bleu=bleu)
+        (tmp_path / "sam/latest").symlink_to("seed2")
+        runs = [str(tmp_path / "sam" / name) for name in ("latest", "seed1", "seed2", "seed1/")]
+        assert main(["report", *runs, "--group-by", "seed[0-9]"]) == 0
+        captured = capsys.readouterr()
+        assert "| 2 | 30.50 ± 0.71 |" in captured.out
+        assert [line.split("passed over: ")[1] for line in captured.err.splitlines()] == [
+            f"{runs[2]}: is {runs[0]}",
+            f"{tmp_path / 'sam/seed1'}: is {runs[1]}",
+        ]
 
 
 class TestTable:

@@ -18,6 +18,7 @@ from fairseq_sam.evaluation.trained_model import (
     load_trained_model,
     per_sentence_criterion,
 )
+from fairseq_sam.reporting.risk_table import risk_table
 from tests.fairseq_runs import ROOT, Run
 
 NUM_VALID = 8
@@ -116,6 +117,31 @@ class TestFigures:
 
         assert drawn(1) == drawn(1)
         assert len({tuple(drawn(seed)) for seed in range(5)}) > 1
+
+    def test_a_model_that_is_too_short_for_some_sees_the_same_others(
+        self, checkpoint: str, corpus: Path
+    ) -> None:
+        for seed in range(5):
+            found = []
+            for longest in (100, 7):
+                model = load_trained_model(checkpoint, str(corpus))
+                model.model.max_positions = lambda longest=longest: (longest, longest)
+                _, samples = single_sentences(model, "valid", 5, seed, skip_too_long=True)
+                found.append([int(sample["id"]) for sample in samples])
+            assert len(found[0]) == 5 > len(found[1])
+            assert found[1] == [number for number in found[0] if number in found[1]]
+
+    def test_sentences_of_several_are_told_apart(self) -> None:
+        estimate = {"mean": 1.0, "standard_error": 0.1}
+        measured = {"criterion": "x", "clean": estimate, "adversarial": estimate}
+        names = {"adam": 8, "sam": 6}
+        checkpoints = [
+            {"name": name, "num_sentences": count, "difference": estimate, **measured}
+            for name, count in names.items()
+        ]
+        settings = {"subset": "valid", "steps": 1, "rho": 1, "norm": "l2", "unit": "nats"}
+        table = risk_table({**settings, "checkpoints": checkpoints})
+        assert table.startswith("valid: adam: 8 sentences, sam: 6 sentences, x\n")
 
     def test_criterion_of_another_kind(self, checkpoint: str, corpus: Path, tmp_path: Path) -> None:
         written = tmp_path / "risk.json"

@@ -1,5 +1,6 @@
 """``fairseq-sam robustness``: its figures for trained models, and what it says when it cannot."""
 
+import argparse
 import json
 import math
 import re
@@ -41,7 +42,8 @@ class TestFigures:
             "adversarial",
             3,
         )
-        assert (figures["num_sentences"], figures["unit"]) == (NUM_VALID, "nats per token")
+        assert figures["unit"] == "nats per token"
+        assert [each["num_sentences"] for each in figures["checkpoints"]] == [NUM_VALID] * 2
         names = [each["name"] for each in figures["checkpoints"]]
         assert names == ["checkpoint1", "checkpoint_last"]
         for each in figures["checkpoints"]:
@@ -234,7 +236,7 @@ class TestNoiseOfTheData:
         one, other = figures["checkpoints"]
         assert one["clean"] == other["clean"]
         assert one["corrupted"] == other["corrupted"]
-        assert figures["num_sentences"] == NUM_VALID
+        assert one["num_sentences"] == NUM_VALID
 
     def test_risk(self, measured: Any) -> None:
         one, other = measured("risk")["checkpoints"]
@@ -255,12 +257,33 @@ class TestNoiseOfTheData:
         assert losses[0]["clean"]["loss"] == pytest.approx(losses[1]["clean"]["loss"], rel=1e-6)
 
 
+def test_masks_are_the_same_for_models_of_all_seeds(
+    corpus: Path, fairseq_train: Callable[..., Run], tmp_path: Path
+) -> None:
+    data = plain_text(corpus)
+    flags = (
+        "--task masked_lm --criterion masked_lm --arch roberta --encoder-layers 1 "
+        "--encoder-embed-dim 8 --encoder-ffn-embed-dim 8 --encoder-attention-heads 2 "
+        "--tokens-per-sample 32 --sample-break-mode eos --max-tokens 200"
+    )
+    run = fairseq_train("--save-interval 1 --max-epoch 1 --optimizer adam", task=(str(data), flags))
+    found = []
+    for seed in (1, 2):
+        state, path = run.checkpoint(), tmp_path / f"{seed}.pt"
+        for part in ("common", "task"):
+            state["cfg"][part]["seed"] = seed
+        torch.save(state, path)
+        found.append(mini_batches(load_trained_model(str(path), str(data)), "valid", 4000))
+    for one, other in zip(*found):
+        assert torch.equal(one["target"], other["target"])
+
+
 def test_infinite_scores_are_shown(tmp_path: Path) -> None:
     """A perplexity may be too large for a float; JSON has no infinity."""
     points = [(0.0, 0.0, {"loss": 1.0, "ppl": 2.0}), (9.0, 9.0, {"loss": 800.0, "ppl": math.inf})]
-    summary = {"name": "model", **robustness._summary(points)}
+    summary = {"name": "model", "num_sentences": 3, **robustness._summary(points)}
     figures = {"norm": "linf", "corruption": "adversarial", "steps": 1, "subset": "valid",
-               "criterion": "cross_entropy", "num_sentences": 3, "unit": "nats per token",
+               "criterion": "cross_entropy", "unit": "nats per token",
                "checkpoints": [summary]}  # fmt: skip
     json.dumps(figures, allow_nan=False)
     assert "| 9 | inf |" in robustness.robustness_tables(figures)
@@ -281,6 +304,30 @@ class TestErrors:
             weight.fill_(math.nan)
         torch.save(state, tmp_path / "nan.pt")
         assert "nan.pt: the loss is not finite" in one_line(corpus, tmp_path / "nan.pt")
+
+    @pytest.mark.parametrize(
+        ("criterion", "said"),
+        [
+            ("model", "Could not retrieve losses"),
+            ("wav2vec", "no attribute 'get_logits'"),
+            ("sentence_ranking", "sentence_ranking cannot take another's place"),
+        ],
+    )
+    def test_a_criterion_of_other_models(
+        self, one_line: Any, checkpoint: str, corpus: Path, criterion: str, said: str
+    ) -> None:
+        assert said in one_line(corpus, checkpoint, "--criterion", criterion)
+
+    def test_a_criterion_in_place_of_one_without_a_configuration(
+        self, checkpoint: str, corpus: Path
+    ) -> None:
+        """fairseq keeps the command line of such a one, sentence_ranking's for instance."""
+        from fairseq.dataclass.utils import omegaconf_no_object_check
+
+        trained = load_trained_model(checkpoint, str(corpus))
+        with omegaconf_no_object_check():
+            trained.cfg.criterion = argparse.Namespace(_name="sentence_ranking", sentence_avg=True)
+        assert build_criterion(trained, "cross_entropy").sentence_avg
 
     def test_a_radius_too_large(
         self, checkpoint: str, corpus: Path, capsys: Any, monkeypatch: Any

@@ -87,7 +87,15 @@ class TestFigures:
             None if v is None else pytest.approx(v, abs=0.005) for v in values
         ]
         assert "average" in captured.out
-        assert captured.err == ""
+        assert captured.err.count("\n") == 1  # for most of the made sentences' words are none
+        assert "of the words are not in its dictionary: the tokenizer may be" in captured.err
+
+    def test_words_that_are_known_are_nothing_to_tell(
+        self, checkpoint: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        write_sts(tmp_path, "STS12", "MSRpar", [["1", "a", "the"], ["2", "a", "man . ."]])
+        assert sts(tmp_path, checkpoint, "--tokenizer", "none") == 0
+        assert "warning" not in capsys.readouterr().err
 
     def test_correlation_of_a_set(self, made: MadeEncoder, checkpoint: Path, folder: Path) -> None:
         from scipy.stats import spearmanr

@@ -120,9 +120,16 @@ class TestSettings:
             separator = "2" if family == "roberta" and not one else None
             assert delta_sam.get("--separator-token") == separator
 
-    @pytest.mark.parametrize("family", ["bert", "roberta"])
-    def test_mirror_bert(self, papers, training, tmp_path, family):
-        (tmp_path / "flags.txt").write_text(f"--arch {family}\n")
+    @pytest.mark.parametrize(
+        ("family", "flags"),
+        [
+            ("bert", "--arch bert --num-segments 2"),
+            ("roberta", "--arch roberta"),
+            ("roberta", "--arch bert --layer-norm-eps 1e-12 --num-segments 1"),
+        ],
+    )
+    def test_mirror_bert(self, papers, training, tmp_path, family, flags):
+        (tmp_path / "flags.txt").write_text(f"{flags}\n")
         name = {"bert": "BERT", "roberta": "RoBERTa"}[family]
         found = re.search(rf"ρ=([0-9.]+), η=([0-9.]+),[a-z ]* noise ([0-9.]+) \({name}\)", papers)
         options = ["--model", tmp_path, "--sts", tmp_path]

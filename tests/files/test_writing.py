@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from fairseq_sam.files.writing import replaced, write_json, write_text
+from fairseq_sam.files.writing import may_write, replaced, write_json, write_text
 
 needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 
@@ -43,6 +43,15 @@ def test_a_link_stays_a_link(tmp_path):
     write_text(tmp_path / "link", "new")
     assert (tmp_path / "file").read_text() == "new"
     assert (tmp_path / "link").is_symlink()
+
+
+def test_permissions_are_those_of_what_would_be_written_to(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/file")
+    asked = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(path))
+    assert not any(map(may_write, (tmp_path / "file", tmp_path / "link", os.devnull)))
+    assert asked == [str(tmp_path), str(tmp_path / "folder"), os.devnull]
 
 
 @needs_full

@@ -95,6 +95,24 @@ class TestAnswers:
             found.nll[:2].tolist() == calibration.answers_of(self.logits, self.target).nll.tolist()
         )
 
+    def test_splits_whose_scores_would_have_one_name_are_refused(self):
+        pytest.importorskip("fairseq")
+        args = SimpleNamespace(subsets="valid,test,test1")
+        with pytest.raises(calibration.ScoringError, match="--subsets valid,test,test1: "):
+            calibration.score(args)
+
+    def test_models_without_probabilities_are_refused(self):
+        modules = pytest.importorskip("fairseq.modules")
+        args = SimpleNamespace(checkpoint="model.pt")
+        head = {"classification_head_name": "head"}
+        for criterion, layer, said in (
+            ({**head, "regression_target": True}, torch.nn.Linear(1, 1), "predicts numbers"),
+            ({}, modules.AdaptiveSoftmax(9, 4, [3], 0.0), "has an adaptive softmax"),
+        ):
+            cfg = SimpleNamespace(criterion=SimpleNamespace(**criterion))
+            with pytest.raises(calibration.ScoringError, match=f"model.pt: {said}"):
+                calibration.check_has_probabilities(args, SimpleNamespace(model=layer, cfg=cfg))
+
     def test_records(self):
         answers = calibration.answers_of(self.logits, self.target)
         names = [r["name"] for r in calibration.records_of(answers, False, "valid ")]

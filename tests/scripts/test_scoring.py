@@ -77,6 +77,30 @@ class TestTranslations:
         assert "base has 1 translations" in capsys.readouterr().err
         assert not (tmp_path / "scores.json").exists()
 
+    def test_a_baseline_is_not_written_over(self, tmp_path, monkeypatch, capsys):
+        """It would be compared with itself, and be lost."""
+        baseline = tmp_path / "hypothesis"
+        baseline.write_text("one\ntwo\nthree\n")
+        assert self.run(tmp_path, monkeypatch, "--baseline", baseline) == 1
+        assert "hypothesis would be written over, which is --baseline" in capsys.readouterr().err
+        assert baseline.read_text() == "one\ntwo\nthree\n"
+
+    @pytest.mark.parametrize(
+        ("output", "said"),
+        [("absent/scores.json", "in a folder that exists"), ("reference", "which is --reference")],
+    )
+    def test_an_output_that_cannot_be_is_refused_at_once(
+        self, tmp_path, monkeypatch, capsys, output, said
+    ):
+        monkeypatch.setattr(translations, "run", pytest.fail)
+        assert self.run(tmp_path, monkeypatch, "--output", tmp_path / output) == 1
+        assert said in capsys.readouterr().err
+
+    def test_what_is_no_text_is_refused(self, tmp_path, monkeypatch, capsys):
+        (tmp_path / "base").write_bytes(b"\xff\xfe")
+        assert self.run(tmp_path, monkeypatch, "--baseline", tmp_path / "base") == 1
+        assert "base: is not UTF-8" in capsys.readouterr().err
+
 
 class TestSummaries:
     def test_scores_are_rouge_scores(self):
@@ -132,7 +156,8 @@ def test_perplexity_is_per_token_whatever_a_model_was_trained_with(monkeypatch, 
     from fairseq_sam.evaluation import sentences, trained_model
 
     criterion = SimpleNamespace(sentence_avg=True)
-    trained = SimpleNamespace(model=None)
+    cfg = SimpleNamespace(criterion=SimpleNamespace(_name="cross_entropy"))
+    trained = SimpleNamespace(model=None, cfg=cfg)
     monkeypatch.setattr(trained_model, "load_trained_model", lambda *_: trained)
     monkeypatch.setattr(trained_model, "build_criterion", lambda *_: criterion)
     monkeypatch.setattr(sentences, "mini_batches", lambda *_: [])
@@ -149,3 +174,56 @@ def test_perplexity_is_per_token_whatever_a_model_was_trained_with(monkeypatch, 
     assert predictions.score(args)[0]["score"] == pytest.approx(np.exp(2.0))
     loss[False] = 1000.0  # a destroyed model
     assert predictions.score(args)[0]["score"] == np.inf
+
+
+CRITERIONS = {
+    "classes": SimpleNamespace(_name="sentence_prediction", classification_head_name="head"),
+    "numbers": SimpleNamespace(
+        _name="sentence_prediction", classification_head_name="head", regression_target=True
+    ),
+    "tokens": SimpleNamespace(_name="cross_entropy"),
+}
+
+
+@pytest.mark.parametrize("kind", CRITERIONS)
+def test_metrics_that_do_not_fit_the_model_are_refused(kind):
+    predictions = importlib.import_module("predictions")
+    trained = SimpleNamespace(cfg=SimpleNamespace(criterion=CRITERIONS[kind]))
+    for metrics in (
+        "accuracy",
+        "f1,matthews",
+        "pearson,spearman",
+        "accuracy,pearson",
+        "perplexity",
+    ):
+        args = SimpleNamespace(metrics=metrics, checkpoint="model.pt")
+        if set(metrics.split(",")) <= set(predictions.FITTING[kind]):
+            predictions.check_metrics(args, trained)
+        else:
+            with pytest.raises(scores.ScoringError) as caught:
+                predictions.check_metrics(args, trained)
+            told = f"--metrics {metrics}: model.pt, which was trained with "
+            assert str(caught.value).startswith(told)
+            assert str(caught.value).endswith(f"of {', '.join(predictions.FITTING[kind])}")
+
+
+@pytest.mark.parametrize(
+    ("symbols", "numbers"),
+    [
+        (["2", "1"], [2, 1]),
+        (["2", "1", "madeupword0000", "madeupword0001", "<mask>"], [2, 1, 3, 4]),
+        (["not", "is", "madeupword0000"], [1, 0, 2]),
+    ],
+)
+def test_classes_are_numbered_without_those_that_fill_a_dictionary_up(symbols, numbers):
+    class Labels(list):
+        nspecial = 4
+
+    labels = Labels(["<s>", "<pad>", "</s>", "<unk>", *symbols])
+    assert importlib.import_module("predictions").class_numbers(labels).tolist() == numbers
+
+
+def test_a_baseline_of_another_program_is_refused(tmp_path):
+    (tmp_path / "hypothesis").write_text("A sentence.\nAnother, longer one.\n")
+    with pytest.raises(scores.ScoringError, match="hypothesis: is not a hypothesis file"):
+        importlib.import_module("predictions").read_predictions(tmp_path / "hypothesis", [0, 1])

@@ -59,21 +59,27 @@ def convert(source_folder: Path, target: Path) -> Converted:
     vocabulary = reorder_vocabulary(source.vocabulary, source.config["model_type"])
     state = convert_weights(source, vocabulary)
     out = target.parent
-    out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(f"{word} 1\n" for word in vocabulary.words)
-    (out / "dict.txt").write_text(lines, encoding="utf-8")
-    write_tokenizer(source_folder, out)
-    cfg, model = _build(flags, out)
-    if architecture["arch"] != "bert":
+    cfg, model = _build(flags, vocabulary.words, out)
+    if source.config["model_type"] != "bert":  # what RoBERTa has there was not trained
         state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     new_head = "encoder.lm_head.dense.weight" not in state
-    write_checkpoint(_checkpoint(cfg, _filled(model, state)), str(target))
+    checkpoint = _checkpoint(cfg, _filled(model, state))
+    # From here on nothing is wrong with the source: no folder is left with parts of two models.
+    out.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(source_folder, out)
+    lines = "".join(f"{word} 1\n" for word in vocabulary.words)
+    (out / "dict.txt").write_text(lines, encoding="utf-8")
+    write_checkpoint(checkpoint, str(target))
     (out / "flags.txt").write_text(shlex.join(flags) + "\n", encoding="utf-8")
     return Converted(flags, len(vocabulary.rows), new_head)
 
 
 def _architecture(source: Source) -> Dict[str, Any]:
-    """Returns fairseq-train's flags; plain RoBERTa wherever that is the same function."""
+    """Returns fairseq-train's flags.
+
+    BERT is told from RoBERTa by its segments: it always has some. A RoBERTa is fairseq's own, or
+    ``--arch bert`` without segments where its eps is another.
+    """
     config = source.config
     activation = config.get("hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
@@ -86,10 +92,14 @@ def _architecture(source: Source) -> Dict[str, Any]:
             "be absolute"
         )
     is_bert = config["model_type"] == "bert"
+    if not is_bert and config.get("pad_token_id", 1) != 1:  # positions are counted from there
+        raise ConversionError(
+            f"config.json: pad_token_id is {config['pad_token_id']}; of a roberta it must be 1"
+        )
+    eps = config.get("layer_norm_eps", 1e-12)
     try:
-        eps, segments = config.get("layer_norm_eps", 1e-12), config.get("type_vocab_size", 2)
         flags: Dict[str, Any] = {
-            "arch": "roberta" if eps == _ROBERTA_EPS and segments == 1 else "bert",
+            "arch": "bert" if is_bert or eps != _ROBERTA_EPS else "roberta",
             "encoder-layers": config["num_hidden_layers"],
             "encoder-embed-dim": config["hidden_size"],
             "encoder-ffn-embed-dim": config["intermediate_size"],
@@ -100,24 +110,29 @@ def _architecture(source: Source) -> Dict[str, Any]:
     except KeyError as error:
         raise ConversionError(f"config.json: has no {error.args[0]}") from None
     if flags["arch"] == "bert":
+        segments = max(2, config.get("type_vocab_size", 2)) if is_bert else 1
         flags.update({"layer-norm-eps": eps, "num-segments": segments})
     return flags
 
 
-def _build(flags: List[str], data: Path) -> Any:
+def _build(flags: List[str], words: List[str], data: Path) -> Any:
     """Returns fairseq's configuration and the model that it builds, with a reproducible head."""
-    from fairseq import options, tasks
+    from fairseq import options
+    from fairseq.data import Dictionary
     from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.tasks.masked_lm import MaskedLMTask
 
     parser = options.get_training_parser()
     positions = flags[flags.index("--max-positions") + 1]
     arguments = [str(data), "--task", "masked_lm", "--criterion", "masked_lm", *flags]
     args = options.parse_args_and_arch(parser, [*arguments, "--tokens-per-sample", positions])
     cfg = convert_namespace_to_omegaconf(args)
+    dictionary = Dictionary()
+    for word in words:
+        dictionary.add_symbol(word)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_HEAD_SEED)
-        task = tasks.setup_task(cfg.task)
-        return cfg, task.build_model(cfg.model)
+        return cfg, MaskedLMTask(cfg.task, dictionary).build_model(cfg.model)
 
 
 def _filled(model: Any, state: Dict[str, Tensor]) -> Dict[str, Tensor]:

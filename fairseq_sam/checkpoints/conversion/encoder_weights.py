@@ -82,8 +82,8 @@ def reorder_vocabulary(pieces: List[str], model_type: str) -> Vocabulary:
 def convert_weights(source: Source, vocabulary: Vocabulary) -> Dict[str, Tensor]:
     """Returns a state of fairseq's RoBERTa or, with segments and pooler, of ``--arch bert``.
 
-    Weights are float32. A single segment's embedding, which every token would get, is added to the
-    positions instead.
+    Weights are float32. The first segment's embedding, which every token of a RoBERTa gets, is
+    added to its positions instead. A BERT with one segment has it twice.
 
     Args:
         source: what is converted.
@@ -101,11 +101,11 @@ def convert_weights(source: Source, vocabulary: Vocabulary) -> Dict[str, Tensor]
         )
     state = {f"{encoder}embed_tokens.weight": words[vocabulary.rows]}
     positions = weights["embeddings.position_embeddings.weight"]
+    segments = weights["embeddings.token_type_embeddings.weight"]
     if source.config["model_type"] == "bert":
         positions = torch.cat([positions.new_zeros(_FIRST_POSITION, positions.size(1)), positions])
-    segments = weights["embeddings.token_type_embeddings.weight"]
-    if len(segments) > 1:
-        state[f"{encoder}embed_positions.segments.weight"] = segments
+        both = segments if len(segments) > 1 else segments.repeat(2, 1)
+        state[f"{encoder}embed_positions.segments.weight"] = both
     else:
         positions = positions + segments[0]
     state[f"{encoder}embed_positions.weight"] = positions

@@ -1,5 +1,6 @@
 """The tokeniser that belongs to an encoder: raw text to the words of its dict.txt."""
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any, Callable, List
@@ -16,7 +17,8 @@ def write_tokenizer(source: Path, out: Path) -> None:
         ConversionError: there is nothing to make it of, or the package ``tokenizers`` is missing.
     """
     if (source / FILE_NAME).is_file():
-        shutil.copyfile(str(source / FILE_NAME), str(out / FILE_NAME))
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copyfile(str(source / FILE_NAME), str(out / FILE_NAME))
     elif (source / "vocab.txt").is_file():
         tokenizers = _library(source)
         made = tokenizers.BertWordPieceTokenizer(

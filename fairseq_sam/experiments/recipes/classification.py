@@ -93,7 +93,9 @@ def converted(x: Experiment, folder: str, pairs: bool = False) -> Dict[str, Any]
         raise r.MisuseError(
             f"argument --model: {folder} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
-    is_roberta = ["--arch", "roberta"] in (flags[i : i + 2] for i in range(len(flags)))
+    pairs_of_flags = [flags[i : i + 2] for i in range(len(flags))]
+    # With another eps than fairseq's, RoBERTa is --arch bert without segments.
+    is_roberta = any(x in pairs_of_flags for x in (["--arch", "roberta"], ["--num-segments", "1"]))
     # Between two sentences RoBERTa has another end of sentence.
     separator = ["--separator-token", "2"] if is_roberta and pairs else []
     return {

@@ -136,10 +136,11 @@ as "STS-B dev"."""
         model = converted(x, options.model)
         if options.sts is None:
             raise r.MisuseError("argument --sts: is missing: a folder with STS and SICK in it")
-        flags = model["model_flags"]
-        family = "bert" if "bert" in flags[flags.index("--arch") + 1 :][:1] else "roberta"
-        more = {"tokenizer": f"{options.model}/tokenizer.json", "family": family}
-        return {**model, **FAMILIES[family], **more, "cpu": [] if options.gpus else ["--cpu"]}
+        more = {
+            "tokenizer": f"{options.model}/tokenizer.json",
+            "cpu": [] if options.gpus else ["--cpu"],
+        }
+        return {**model, **FAMILIES[model["family"]], **more}
 
     def downloads(self, x: Experiment) -> Iterator[r.Step]:
         if x.options.data is None:

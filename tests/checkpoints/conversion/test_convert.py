@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fairseq_sam.checkpoints.conversion import encoder_checkpoint
+from fairseq_sam.checkpoints.conversion.source import ConversionError
 from fairseq_sam.checkpoints.conversion.tokenizer import load_tokenizer
 from fairseq_sam.commands import main
 from fairseq_sam.criterions.float64 import preserve_float64
@@ -63,7 +65,8 @@ def states_of(trained: TrainedModel, tokens: Tensor) -> List[Tensor]:
 
 
 def assert_same_states(made: MadeEncoder, trained: TrainedModel, texts: List[str]) -> None:
-    is_bert, num_segments = made.config["model_type"] == "bert", made.config["type_vocab_size"]
+    is_bert = made.config["model_type"] == "bert"
+    num_segments = made.config["type_vocab_size"] if is_bert else 1
     # A single segment's embedding is added to the positions, in float32.
     tolerance = 1e-9 if num_segments > 1 else 1e-6
     begin, end = ("[CLS]", "[SEP]") if is_bert else ("<s>", "</s>")
@@ -103,6 +106,20 @@ class TestHiddenStates:
         assert type(trained.model).__name__ == "RobertaModel"
         assert trained.cfg.model.max_positions == 14
         assert_same_states(made, trained, ["a Ġman <mask> Ġplays Ġthe", "a", "<unk> a"])
+
+    @pytest.mark.parametrize(
+        "settings", [{"layer_norm_eps": 0.3}, {"type_vocab_size": 2}, {"layer_norm_eps": 1e-12}]
+    )
+    def test_an_unusual_roberta_has_no_segments(self, convert: Convert, settings: Any) -> None:
+        """Hugging Face's default eps is BERT's; its RoBERTa uses the first segment alone."""
+        made, trained = convert(**{**ROBERTA, **settings})
+        assert_same_states(made, trained, ["a Ġman", "a </s> </s> Ġman Ġplays </s> Ġthe"])
+        assert getattr(trained.cfg.model, "num_segments", 1) == 1
+
+    def test_a_bert_like_a_roberta_is_a_bert(self, convert: Convert) -> None:
+        made, trained = convert(layer_norm_eps=1e-5, type_vocab_size=1)
+        assert trained.cfg.model.num_segments == 2
+        assert_same_states(made, trained, SENTENCES)
 
     def test_longest_sentence(self, convert: Convert) -> None:
         made, trained = convert()
@@ -284,6 +301,11 @@ class TestErrors:
         self.rewrite(made, **settings)
         assert said in one_line()
 
+    def test_a_roberta_whose_positions_are_counted_otherwise(self, tmp_path: Path) -> None:
+        made = write_encoder(tmp_path / "source", **ROBERTA, pad_token_id=0)
+        with pytest.raises(ConversionError, match="pad_token_id is 0; of a roberta it must be 1"):
+            encoder_checkpoint.convert(made.folder, tmp_path / "out" / "model.pt")
+
     def test_missing_files(self, made: MadeEncoder, one_line: Any) -> None:
         (made.folder / "vocab.txt").rename(made.folder / "elsewhere")
         assert "has neither vocab.txt nor vocab.json" in one_line()
@@ -344,6 +366,21 @@ class TestErrors:
         assert main(["convert", str(made.folder), "--output", str(folder / "model.pt")]) == 1
         assert f"{folder / 'dict.txt'}: exists" in capsys.readouterr().err
         assert [path.name for path in folder.iterdir()] == ["dict.txt"]
+
+    def test_into_the_sources_own_folder(self, made: MadeEncoder) -> None:
+        assert main(["convert", str(made.folder), f"--output={made.folder}/model.pt"]) == 0
+        assert (made.folder / "tokenizer.json").read_text(encoding="utf-8") == "{}"
+
+    def test_a_failure_leaves_an_earlier_result_whole(
+        self, made: MadeEncoder, tmp_path: Path, capsys: Any
+    ) -> None:
+        arguments = ["convert", str(made.folder), f"--output={tmp_path}/out/model.pt", "--force"]
+        assert main(arguments) == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        (made.folder / "vocab.txt").write_text("\n".join(made.pieces[::-1]) + "\n")
+        self.rewrite(made, intermediate_size=24)
+        assert main(arguments) == 1
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
     @pytest.mark.parametrize("output", ["folder", "folder/", "model.bin"])
     def test_output_is_a_checkpoint(self, made: MadeEncoder, output: str, capsys: Any) -> None:
