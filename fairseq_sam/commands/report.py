@@ -159,7 +159,8 @@ def _different(directories: Iterable[Path]) -> List[Path]:
     """Returns the directories without those that are there under another name before."""
     found: Dict[str, Path] = {}
     for path in directories:
-        first = found.setdefault(os.path.realpath(path), path)
+        name = os.path.realpath(path) if os.path.isdir(path) else str(path)
+        first = found.setdefault(name, path)
         if first is not path:
             _pass_over(f"{path}: is {first}")
     return list(found.values())
