@@ -187,8 +187,14 @@ def _comparisons(runs: Sequence[Run], args: argparse.Namespace) -> str:
     known = list(dict.fromkeys(name for run in runs for name in run.scores))
     metrics = args.metrics or known
     _tell_of_nothing("--metrics", args.metrics, known)
-    _tell_of_nothing("--against", args.against, list(group_runs(runs, args.group_by)))
+    groups = list(group_runs(runs, args.group_by))
+    _tell_of_nothing("--against", args.against, groups)
     tables = [comparison_table(runs, args.group_by, name, metrics) for name in args.against]
+    if not any(tables) and len(groups) > 1 and set(args.against) & set(groups):
+        _tell(
+            f"argument --group-by: {args.group_by} makes no pairs: it must match the same, such "
+            "as a seed, in the names of two runs that are to be compared"
+        )
     return "".join(f"\n{table}" for table in tables if table)
 
 
@@ -196,14 +202,15 @@ def _tell_of_nothing(flag: str, wanted: Optional[Sequence[str]], found: Sequence
     """Tells where none of what a flag names is there; some may be, as of methods not yet run."""
     if wanted and not set(wanted) & set(found):
         there = f"there are {', '.join(found)}" if found else "there are none"
-        print(
-            f"fairseq-sam report: argument {flag}: {', '.join(wanted)} not found; {there}",
-            file=sys.stderr,
-        )
+        _tell(f"argument {flag}: {', '.join(wanted)} not found; {there}")
 
 
 def _pass_over(fault: str) -> None:
-    print(f"fairseq-sam report: passed over: {fault}", file=sys.stderr)
+    _tell(f"passed over: {fault}")
+
+
+def _tell(what: str) -> None:
+    print(f"fairseq-sam report: {what}", file=sys.stderr)
 
 
 def _plot(runs: list, args: argparse.Namespace) -> None:

@@ -495,6 +495,15 @@ class TestReport:
         assert main(["report", *runs, "--group-by", "seed[0-9]+", *flags]) == 0
         assert told in capsys.readouterr().err
 
+    def test_runs_of_which_none_are_a_pair(self, tmp_path, capsys):
+        pytest.importorskip("scipy")
+        runs = [str(write_run(tmp_path / name)) for name in ("a-seed1", "b-seed2")]
+        flags = ["--group-by", "seed[0-9]+", "--against", "a"]
+        assert main(["report", *runs, *flags]) == 0
+        assert "argument --group-by: seed[0-9]+ makes no pairs" in capsys.readouterr().err
+        assert main(["report", runs[0], *flags]) == 0  # nothing to compare with
+        assert not capsys.readouterr().err
+
     def test_json_of_runs_beside_one_that_failed(self, tmp_path):
         (tmp_path / "a").mkdir()
         runs = [str(tmp_path / "a")]
