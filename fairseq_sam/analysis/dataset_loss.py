@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation.foreach import put_gradients, take_gradients
+from fairseq_sam.perturbation.replay import RandomState
 
 
 class DatasetLoss:
@@ -99,29 +100,19 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     recurrent = any(isinstance(layer, nn.RNNBase) for layer, _ in before)
     off_cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
     hooks = [module.register_forward_pre_hook(_draw_anew) for module in modules]
+    random_state = RandomState(weight for module in modules for weight in module.parameters())
     try:
         for module in modules:
             module.eval()
-        with off_cudnn, _own_random_states(modules):
+        _draw_anew()
+        with off_cudnn:
             yield
     finally:
+        random_state.restore()
         for hook in hooks:
             hook.remove()
         for layer, training in before:
             layer.training = training
-
-
-@contextlib.contextmanager
-def _own_random_states(modules: Sequence[nn.Module]) -> Iterator[None]:
-    devices = {w.device for module in modules for w in module.parameters() if w.is_cuda}
-    others = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            _draw_anew()
-            yield
-    finally:
-        random.setstate(others[0])
-        np.random.set_state(others[1])
 
 
 def _draw_anew(*_: Any) -> None:

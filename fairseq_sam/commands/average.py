@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 from pathlib import Path
 from typing import List
 
 from fairseq_sam.commands.progress import counting
-from fairseq_sam.commands.refusals import CommandError, load_fairseq
-from fairseq_sam.files.writing import may_write
+from fairseq_sam.commands.refusals import CommandError, load_fairseq, refuse_unwritable
 from fairseq_sam.flags.number_types import count
 
 _EPILOG = """\
@@ -71,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"--output {args.output!r}: is no file to write")
     if os.path.exists(args.output) and not args.force:
         raise CommandError(f"{args.output}: exists (--force overwrites it)")
-    if not os.path.isdir(os.path.dirname(os.path.abspath(args.output))):
-        raise CommandError(f"{args.output}: its directory does not exist")
-    if not may_write(args.output):
-        raise CommandError(f"{args.output}: cannot write ({os.strerror(errno.EACCES)})")
+    refuse_unwritable(args.output)
 
     import torch
 

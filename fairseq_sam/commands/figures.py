@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import importlib.util
-import os
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional
 
-from fairseq_sam.commands.refusals import CommandError
-from fairseq_sam.files.writing import may_write, write_json
+from fairseq_sam.commands.refusals import CommandError, refuse_unwritable
+from fairseq_sam.files.writing import write_json
 
 PLOT_SUFFIXES = (".pdf", ".png", ".svg")
 
@@ -45,12 +43,11 @@ def check_output_arguments(args: argparse.Namespace) -> None:
     """
     pictures = [getattr(args, name, None) for name in ("plot", "cost_plot")]
     for path in (args.json, *pictures, getattr(args, "output", None)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise CommandError(f"{path}: its directory does not exist")
-        if path is not None and path.is_dir():
+        if path is None:
+            continue
+        if path.is_dir():
             raise CommandError(f"{path}: is a directory, not a file to write")
-        if path is not None and not may_write(path):
-            raise CommandError(f"{path}: cannot write ({os.strerror(errno.EACCES)})")
+        refuse_unwritable(path)
     for picture in pictures:
         check_can_plot(picture)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import os
 
 from fairseq_sam import FairseqSamError
+from fairseq_sam.files.reading import PathLike
+from fairseq_sam.files.writing import may_write
 
 NO_FAIRSEQ = (
     "fairseq is not installed: pip install fairseq-fixed (Python 3.11 or later) or fairseq (before)"
@@ -13,6 +17,18 @@ NO_FAIRSEQ = (
 
 class CommandError(FairseqSamError):
     """Work that could not be done; its text is one line that names the culprit."""
+
+
+def refuse_unwritable(path: PathLike) -> None:
+    """Refuses a file that could not be written, before there is work to lose.
+
+    Raises:
+        CommandError: naming it.
+    """
+    if not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise CommandError(f"{path}: its directory does not exist")
+    if not may_write(path):
+        raise CommandError(f"{path}: cannot write ({os.strerror(errno.EACCES)})")
 
 
 def explain_import(error: ImportError) -> str:

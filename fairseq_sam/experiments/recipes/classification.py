@@ -93,9 +93,9 @@ def converted(x: Experiment, folder: str, pairs: bool = False) -> Dict[str, Any]
         raise r.MisuseError(
             f"argument --model: {folder} is not allowed: it is not {FOLDER} (flags.txt is missing)"
         ) from None
-    pairs_of_flags = [flags[i : i + 2] for i in range(len(flags))]
+    of_roberta = (["--arch", "roberta"], ["--num-segments", "1"])
     # With another eps than fairseq's, RoBERTa is --arch bert without segments.
-    is_roberta = any(x in pairs_of_flags for x in (["--arch", "roberta"], ["--num-segments", "1"]))
+    is_roberta = any(flags[i : i + 2] in of_roberta for i in range(len(flags)))
     # Between two sentences RoBERTa has another end of sentence.
     separator = ["--separator-token", "2"] if is_roberta and pairs else []
     return {
