@@ -142,6 +142,11 @@ class PerturbationSettings:
                         f"{name} is {getattr(self, name)}: it must be 1 with {other}, which trains "
                         "on what the ascent sees"
                     )
+        if self.per_instance and self.needs_sentences:
+            raise ValueError(
+                f"weighting is {self.weighting}: it must be uniform with a perturbation a "
+                "sentence, which leaves nothing to weigh"
+            )
         if self.risk == "functional" and self.ascent_share < 1:
             raise ValueError(
                 f"ascent_share is {self.ascent_share}: it must be 1 with the functional risk, for "

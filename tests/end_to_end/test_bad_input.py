@@ -37,6 +37,10 @@ BAD = [
     ("--sam-friendly -1", ["--sam-friendly", "-1", NUMBER]),
     ("--sam-ascent-fraction 0", ["--sam-ascent-fraction", "0", "above 0, and 1 at most"]),
     ("--sam-ascent-fraction 0.5", ["--sam-ascent-fraction", "0.5", "the mean risk"]),
+    (
+        "--optimizer per_instance_sam --delta-sam-variant draft",
+        ["--delta-sam-variant", "draft", "must be left out with a perturbation a sentence"],
+    ),
     ("--sam-start-fraction 1.5", ["--sam-start-fraction", "1.5", "from 0 to 1"]),
     (
         "--sam-start-fraction 0.5 --sam-start-epoch 2",
