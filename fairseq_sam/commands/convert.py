@@ -77,5 +77,8 @@ def run(args: argparse.Namespace) -> int:
         ) from error
     print(f"{target}: {converted.num_words} words; {shlex.join(converted.flags)}")
     if converted.new_head:
-        print("the source has no head of a language model: the checkpoint's is a random one")
+        print(
+            "the source has no head of a language model that ends in its words' embedding, as "
+            "fairseq's: the checkpoint's is a random one"
+        )
     return 0

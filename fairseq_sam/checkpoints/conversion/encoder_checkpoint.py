@@ -43,8 +43,9 @@ class Converted(NamedTuple):
 def convert(source_folder: Path, target: Path) -> Converted:
     """Converts an encoder; writes ``dict.txt``, ``tokenizer.json`` and ``flags.txt`` next to it.
 
-    The hidden states are the source's. A language model's head that the source does not have is
-    drawn from N(0, 0.02²), as BERT's weights are to begin with.
+    The hidden states are the source's. A language model's head that the source does not have, or
+    that does not end in the words' embedding as fairseq's does, is drawn from N(0, 0.02²), as
+    BERT's weights are to begin with.
 
     Args:
         source_folder: with the files of Hugging Face.

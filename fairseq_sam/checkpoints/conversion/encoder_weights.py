@@ -33,6 +33,7 @@ _LM_HEAD = {
     "lm_head.layer_norm": "layer_norm",
 }
 _LM_BIAS = ("cls.predictions.bias", "lm_head.bias")
+_LM_MATRIX = ("cls.predictions.decoder.weight", "lm_head.decoder.weight")
 
 
 class Vocabulary(NamedTuple):
@@ -120,12 +121,21 @@ def convert_weights(source: Source, vocabulary: Vocabulary) -> Dict[str, Tensor]
 
 
 def _convert_heads(weights: "_Weights", vocabulary: Vocabulary, state: Dict[str, Tensor]) -> None:
-    """Takes over the language model's head and the pooler where they are there."""
+    """Takes over the pooler and the language model's head where they are there.
+
+    fairseq's head ends in the words' embedding: one that ends in another matrix is left out.
+    """
+    if "pooler.dense.weight" in weights:
+        weights.copy("pooler.dense", "pooler", state)
+    count = len(vocabulary.rows)
+    words = weights["embeddings.word_embeddings.weight"][:count]
+    if any(
+        name in weights and not torch.equal(weights[name][:count], words) for name in _LM_MATRIX
+    ):
+        return
     for theirs, ours in _LM_HEAD.items():
         if f"{theirs}.weight" in weights:
             weights.copy(theirs, f"encoder.lm_head.{ours}", state)
-    if "pooler.dense.weight" in weights:
-        weights.copy("pooler.dense", "pooler", state)
     for name in _LM_BIAS:
         if name in weights:
             state["encoder.lm_head.bias"] = weights[name][vocabulary.rows]

@@ -200,6 +200,21 @@ class TestHeads:
         order = [made.pieces.index(theirs.get(symbol, symbol)) for symbol in symbols]
         torch.testing.assert_close(logits, expected[:, order], rtol=1e-9, atol=1e-9)
 
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_a_head_with_a_matrix_of_its_own_is_none_of_fairseq_s(
+        self, tied: bool, tmp_path: Path, capsys: Any
+    ) -> None:
+        made = write_encoder(tmp_path / "source", lm_head=True)
+        needs_tokenizer(made.folder)
+        words = made.weights["embeddings.word_embeddings.weight"]
+        head = {"cls.predictions.decoder.weight": words if tied else -words}
+        torch.save({**made.weights, **head}, made.folder / "pytorch_model.bin")
+        assert main(["convert", str(made.folder), f"--output={tmp_path}/out/model.pt"]) == 0
+        assert ("random" in capsys.readouterr().out) is not tied
+        state = torch.load(tmp_path / "out" / "model.pt", weights_only=False)["model"]
+        theirs = made.weights["cls.predictions.transform.dense.weight"]
+        assert torch.equal(state["encoder.lm_head.dense.weight"], theirs) is tied
+
     def test_none_is_said(self, convert: Convert, capsys: Any) -> None:
         convert()
         assert "no head of a language model" in capsys.readouterr().out
