@@ -234,7 +234,6 @@ def test_accumulated_micro_batches_and_a_late_start(fairseq_train: Callable[...,
     "flags",
     [
         "--sam-scale gradient-strength --sam-risk mean --sam-steps 2 --sam-rho 1e-3",
-        "--delta-sam-variant draft --criterion per_sentence_cross_entropy",
         "--sam-norm linf --sam-rho 1e-3 --bf16",
     ],
 )
