@@ -5,7 +5,8 @@ run that was started again after its end, as scripts do that were killed between
 and their own note of it, took one update more each time, and validated and saved its weights anew.
 
 How often validation has not improved, which ``--patience`` limits, is forgotten with the process: a
-run that had stopped early trained for as many epochs again.
+run that had stopped early trained for as many epochs again. It is a count of one metric: a run that
+goes on with another begins to count anew.
 """
 
 import functools
@@ -71,25 +72,30 @@ def _keeping_count(checkpoint_utils: types.ModuleType, stop_early: Any) -> Modul
         extra_state, iterator = original(cfg, trainer, **kwargs)
         count = (extra_state or {}).get(_KEY)
         reset = cfg.reset_optimizer or cfg.reset_meters or trainer.get_num_updates() == 0
-        if count is None or reset:
+        if count is None or reset or count.get("of") != _metric(cfg):
             for name in ("best", "num_runs"):  # of another run in this process
                 vars(stop_early).pop(name, None)
         else:
             stop_early.best, stop_early.num_runs = count["best"], count["num_runs"]
         if cfg.patience > 0:
-            _save_count(trainer, stop_early)
+            _save_count(trainer, stop_early, _metric(cfg))
         return extra_state, iterator
 
     return ModuleView(checkpoint_utils, load_checkpoint=load_checkpoint)
 
 
-def _save_count(trainer: Any, stop_early: Any) -> None:
+def _metric(cfg: Any) -> Tuple[str, bool]:
+    """Returns what ``--patience`` waits for: a metric of validation, and whether more is better."""
+    return cfg.best_checkpoint_metric, cfg.maximize_best_checkpoint_metric
+
+
+def _save_count(trainer: Any, stop_early: Any, metric: Tuple[str, bool]) -> None:
     original = trainer.state_dict
 
     def state_dict() -> Any:
         state = original()
         if hasattr(stop_early, "best"):
-            count = {"best": stop_early.best, "num_runs": stop_early.num_runs}
+            count = {"best": stop_early.best, "num_runs": stop_early.num_runs, "of": metric}
             state["extra_state"][_KEY] = count
         return state
 

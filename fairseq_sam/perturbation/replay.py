@@ -45,11 +45,11 @@ from fairseq_sam.perturbation import foreach
 class Replay:
     """The state that the passes of one step share.
 
-    It covers the random numbers; of the modules that are called their buffers and attributes
-    (counters, memories of the batch before, generators of their own, lists and dictionaries); plain
-    values among the attributes of other objects; and the weights that a pass writes into (the hook
-    of ``--quant-noise-pq``, a teacher that follows). The state when it is made is the one that each
-    pass starts from. Not seen is what lies deeper: an object's own attributes, slots, iterators.
+    It covers the random numbers; of what is called, modules and a task, the buffers and attributes
+    (counters, memories of the batch before, generators of their own) with what lists, dictionaries
+    and tuples among them hold, however deep; and the weights that a pass writes into (the hook of
+    ``--quant-noise-pq``, a teacher that follows). The state when it is made is the one that each
+    pass starts from. Not seen are slots, iterators, and the attributes of other objects in them.
 
     Args:
         holders: what is called in a pass.
@@ -205,10 +205,11 @@ class HeldState:
     ) -> None:
         own = {_place(weight) for weight in weights} - {None}
         self._places: Set[Optional[int]] = own if earlier is None else earlier._places
-        self._plain = [
-            (names, {name: value for name, value in names.items() if type(value) in _PLAIN})
-            for names in (holder.__dict__ for holder in holders.others)
-        ]
+        self._others = [(each.__dict__, dict(each.__dict__)) for each in holders.others]
+        if earlier is not None:
+            for (_, saved), (_, first) in zip(self._others, earlier._others):
+                for name in [new for new in saved.keys() - first.keys() if not _goes(saved[new])]:
+                    del saved[name]
         modules = holders.modules
         dictionaries: List[Dict[str, Any]] = [module.__dict__ for module in modules]
         dictionaries += [module._buffers for module in modules]
@@ -216,18 +217,22 @@ class HeldState:
         self._kept: List[Callable[[], None]] = []
         tensors: Dict[int, Tensor] = {}
         seen = {id(getattr(m, name)) for m in modules for name in CONSTANTS.get(type(m), ())}
-        for _, saved in self._names:
-            for name in saved.keys() - _OF_EVERY_MODULE:
-                value = saved[name]
-                kind = type(value)
-                if kind in _UNCHANGING:
-                    continue
-                if isinstance(value, Tensor):
-                    if id(value) not in seen:
-                        tensors[id(value)] = value
-                elif kind in _KEEPERS and id(value) not in seen:
-                    seen.add(id(value))
-                    self._kept.append(_KEEPERS[kind](value))
+        waiting = [
+            saved[name] for _, saved in self._names for name in saved.keys() - _OF_EVERY_MODULE
+        ]
+        waiting += [value for _, saved in self._others for value in saved.values()]
+        while waiting:
+            value = waiting.pop()
+            kind = type(value)
+            if kind in _UNCHANGING or id(value) in seen:
+                continue
+            if isinstance(value, Tensor):
+                tensors[id(value)] = value
+                continue
+            if kind in _KEEPERS:
+                seen.add(id(value))
+                self._kept.append(_KEEPERS[kind](value))
+            waiting += _held_by(value)
         self._kept += [_keep_scripted_buffers(module) for module in holders.scripted]
         before = [] if earlier is None else earlier._values
         copies = {id(tensor): value for tensor, value in before}
@@ -265,12 +270,8 @@ class HeldState:
             if len(names) > len(saved):
                 for name in names.keys() - saved.keys():
                     del names[name]
-        for values, plain in self._plain:
-            for name, value in [each for each in values.items() if type(each[1]) in _PLAIN]:
-                if name not in plain:
-                    del values[name]
-                elif value is not plain[name]:
-                    values[name] = plain[name]
+        for names, saved in self._others:
+            _put_back_by_name(names, saved)
         for put_back in self._kept:
             put_back()
         alike = [each for each in self._values if each[0].shape == each[1].shape]
@@ -282,7 +283,6 @@ class HeldState:
 
 
 _PLAIN = (int, float, bool, str, type(None))
-"""Of objects that are no modules, a task, only such values are put back: other threads use it."""
 
 _UNCHANGING = frozenset((*_PLAIN, types.FunctionType, types.MethodType))
 
@@ -293,6 +293,37 @@ No copies are made of them. Whoever knows such modules enters them.
 """
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _put_back_by_name(names: Dict[str, Any], saved: Dict[str, Any]) -> None:
+    """Puts the attributes of an object that is no module back, as far as a pass may have set them.
+
+    Other threads use a task. So new lists stay, and objects in the place of others or of nothing.
+    """
+    for name, now in list(names.items()):
+        if name not in saved:
+            if _goes(now):
+                del names[name]
+        elif now is not saved[name]:
+            was = saved[name]
+            if type(now) in _NOTED or (was is not None and type(was) in _NOTED):
+                names[name] = was
+    for name in saved.keys() - names.keys():
+        names[name] = saved[name]
+
+
+def _goes(new: Any) -> bool:
+    """Whether an attribute that was not there before is taken away again."""
+    return isinstance(new, (*_PLAIN, Tensor))
+
+
+def _held_by(value: Any) -> Iterable[Any]:
+    """Returns what a container holds, nothing if it holds only what cannot change."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif type(value) not in _CONTAINERS and not isinstance(value, tuple):
+        return ()
+    return () if _UNCHANGING.issuperset(map(type, value)) else value
 
 
 def _can_be_kept(tensor: Tensor) -> bool:
@@ -340,7 +371,7 @@ def _keep_list(values: Any) -> Callable[[], None]:
     saved = list(values)
 
     def put_back() -> None:
-        if len(values) != len(saved) or any(a is not b for a, b in zip(values, saved)):
+        if len(values) != len(saved) or not all(map(operator.is_, values, saved)):
             values.clear()
             values.extend(saved)
 
@@ -368,6 +399,16 @@ def _keep_set(values: Any) -> Callable[[], None]:
     return put_back
 
 
+def _keep_array(values: Any) -> Callable[[], None]:
+    saved = values.copy()
+
+    def put_back() -> None:
+        if values.flags.writeable:
+            values[...] = saved
+
+    return put_back
+
+
 def _keep_generator(generator: Any) -> Callable[[], None]:
     state = generator.get_state()
 
@@ -391,7 +432,7 @@ def _keep_python_generator(generator: Any) -> Callable[[], None]:
     return lambda: generator.setstate(state)
 
 
-_KEEPERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
+_CONTAINERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
     list: _keep_list,
     collections.deque: _keep_list,
     dict: _keep_dictionary,
@@ -399,12 +440,20 @@ _KEEPERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
     collections.defaultdict: _keep_dictionary,
     collections.Counter: _keep_dictionary,
     set: _keep_set,
+}
+
+_KEEPERS = {
+    **_CONTAINERS,
+    np.ndarray: _keep_array,
     torch.Generator: _keep_generator,
     np.random.Generator: _keep_numpy_generator,
     np.random.RandomState: _keep_generator,
     random.Random: _keep_python_generator,
 }
-"""How to keep what a module holds and a pass changes in place; by type."""
+"""How to keep what is held and a pass changes in place; by type."""
+
+_NOTED = frozenset((*_PLAIN, *_CONTAINERS, np.ndarray, Tensor, tuple))
+"""Types of attributes by which a pass may note something."""
 
 
 class RandomState:

@@ -61,6 +61,18 @@ def test_a_new_beginning_has_patience_anew(fairseq_train, tmp_path, flag):
     assert len(again.records["valid"]) == 2
 
 
+def test_another_metric_has_patience_anew(fairseq_train, tmp_path):
+    first = fairseq_train("--optimizer sam", WORSE, "1", save_dir=tmp_path / "run", validate=True)
+    assert len(first.records["valid"]) == 2
+    other = "--best-checkpoint-metric ppl"
+    for validations in (2, 0):
+        again = fairseq_train(
+            "--optimizer sam", WORSE, "1", other, save_dir=tmp_path / "run", validate=True
+        )
+        assert len(again.records.get("valid", [])) == validations
+    assert "the run has ended before" in again.output
+
+
 def test_a_later_end_is_trained_to(fairseq_train, tmp_path):
     flags = ("--optimizer sam", "--max-epoch 5")
     whole = fairseq_train(*flags, "--max-update 8")

@@ -3,6 +3,7 @@
 import copy
 from typing import Any, Callable, Dict, List, Type
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,37 @@ class LateAttribute(nn.Module):
         return x / self.seen
 
 
+class Queue(nn.Module):
+    """Tensors in a container that forward writes into."""
+
+    def __init__(self, kind: Callable[[List[Tensor]], Any]) -> None:
+        super().__init__()
+        self.queue = kind([torch.zeros(4), torch.ones(4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        queue = list(self.queue.values() if isinstance(self.queue, dict) else self.queue)
+        out = x + queue[0] * queue[1]
+        queue[0].copy_(queue[1])
+        queue[1].add_(x.detach().mean(dim=0))
+        return out
+
+
+class Notes(nn.Module):
+    """Lists and numbers deep in a dictionary, and an array."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: Any = {"calls": [0], "by layer": ({"sum": 1.0},)}
+        self.shares = np.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.notes["calls"].append(len(self.notes["calls"]))
+        self.notes["by layer"][0]["sum"] += 1
+        self.shares *= 0.5
+        scale = len(self.notes["calls"]) / self.notes["by layer"][0]["sum"] + self.shares.sum()
+        return x * scale
+
+
 def double_(module: nn.Module, _: Any) -> None:
     """As --quant-noise-pq: writes the weight before each forward pass, and leaves it written."""
     module.weight.data = 1.5 * module.weight
@@ -119,6 +151,10 @@ KINDS: Dict[str, Callable[[], nn.Module]] = {
     "attribute": Calls,
     "memory": Memory,
     "late attribute": LateAttribute,
+    "list of tensors": lambda: Queue(list),
+    "tuple of tensors": lambda: Queue(tuple),
+    "dictionary of tensors": lambda: Queue(lambda each: dict(enumerate(each))),
+    "deep in containers, and an array": Notes,
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
     "weights written by a hook": hooked,
@@ -143,15 +179,26 @@ def inputs(seed: int = 1) -> Tensor:
 
 
 def state_of(net: nn.Module) -> Dict[str, Any]:
-    """Copies of all buffers and of the attributes that are numbers, tensors or None."""
+    """Copies of all buffers and of what the attributes hold: numbers, tensors, arrays or None."""
     state: Dict[str, Any] = {}
     for name, module in net.named_modules():
-        for key, value in [*vars(module).items(), *module._buffers.items()]:
-            if isinstance(value, Tensor):
-                state[f"{name}.{key}"] = value.detach().clone()
-            elif value is None or isinstance(value, (int, float)):
-                state[f"{name}.{key}"] = value
+        own = [key for key in vars(module) if key not in vars(nn.Module())]
+        held = {**module._buffers, **{key: vars(module)[key] for key in own}}
+        note_values(held, name, state)
     return state
+
+
+def note_values(value: Any, name: str, state: Dict[str, Any]) -> None:
+    if isinstance(value, Tensor):
+        state[name] = value.detach().clone()
+    elif isinstance(value, np.ndarray):
+        state[name] = torch.tensor(value)
+    elif value is None or isinstance(value, (int, float)):
+        state[name] = value
+    elif isinstance(value, (list, tuple, dict)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in entries:
+            note_values(entry, f"{name}.{key}", state)
 
 
 def assert_same_state(ours: Dict[str, Any], theirs: Dict[str, Any]) -> None:
@@ -359,7 +406,7 @@ def test_modules_without_weights_of_their_own_count_too():
     assert (float(net[2].count), float(criterion.count)) == (2, 1)
 
 
-class Notes(List[bool]):
+class Seen(List[bool]):
     """A list that is no part of the state that the passes of a step share."""
 
 
@@ -368,7 +415,7 @@ class FirstBuffer(nn.Module):
 
     def __init__(self, declared: bool) -> None:
         super().__init__()
-        self.found: List[bool] = Notes()
+        self.found: List[bool] = Seen()
         if declared:
             self.register_buffer("memory", None)
 

@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 import threading
+import types
 
 import numpy as np
 import torch
@@ -94,6 +95,23 @@ class ListMemory(Changed):
         states = states + self.memories[0]
         self.memories[0] = states.detach().mean((0, 1))
         return states
+
+
+@made_model("deep_in_containers")
+class DeepInContainers(Changed):
+    """Writes into a tensor, and counts in a list, within containers; and into an array."""
+
+    def add_parts(self):
+        self.notes = {"means": (torch.zeros(WIDTH),), "passes": [[0]]}
+        self.shares = np.ones(WIDTH, dtype=np.float32)
+
+    def change(self, states):
+        (mean,) = self.notes["means"]
+        states = states * torch.tensor(self.shares) - mean
+        self.notes["passes"][0][0] += 1
+        mean.lerp_(states.detach().mean((0, 1)), 0.5)
+        self.shares *= 0.9
+        return states / self.notes["passes"][0][0]
 
 
 @made_model("plain_object")
@@ -426,6 +444,33 @@ class Batch(dict):
             return self[name]
         except KeyError:
             raise AttributeError(name) from None
+
+
+@made_task("remembers")
+class Remembers(TranslationTask):
+    """Weighs the loss by what it holds: a tensor, lists, a generator, an object used once."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.mean = torch.ones(())
+        self.sizes = {"seen": [1]}
+        self.before = None
+        self.numbers = torch.Generator().manual_seed(1)
+        self.start = types.SimpleNamespace(weight=2.0)
+
+    def train_step(self, sample, model, criterion, optimizer, update_num, ignore_grad=False):
+        model.train()
+        loss, sample_size, logging_output = criterion(model, sample)
+        weight = self.mean / len(self.sizes["seen"]) + torch.rand((), generator=self.numbers)
+        if self.before is not None:
+            weight += self.before[0]
+        if self.start is not None:
+            weight *= self.start.weight
+        self.before, self.start = [0.5 * weight], None
+        self.sizes["seen"].append(sample_size)
+        self.mean.mul_(1.1)
+        optimizer.backward(loss * weight)
+        return loss, sample_size, logging_output
 
 
 Row = collections.namedtuple("Row", "tokens words")

@@ -20,6 +20,7 @@ MODELS = [
     "dictionary_counter",
     "queue",
     "list_memory",
+    "deep_in_containers",
     "plain_object",
     "tensor_attribute",
     "slots",
@@ -38,7 +39,7 @@ MODELS = [
     "shared_dictionary",
     "wrapped_part",
 ]
-TASKS = ["calls_itself", "own_optimizer", "dictionary_class", "named_tuple"]
+TASKS = ["calls_itself", "remembers", "own_optimizer", "dictionary_class", "named_tuple"]
 
 CASES: List[Case] = [
     *(model(name) for name in MODELS),
