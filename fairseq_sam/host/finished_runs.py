@@ -72,7 +72,7 @@ def _keeping_count(checkpoint_utils: types.ModuleType, stop_early: Any) -> Modul
         extra_state, iterator = original(cfg, trainer, **kwargs)
         count = (extra_state or {}).get(_KEY)
         reset = cfg.reset_optimizer or cfg.reset_meters or trainer.get_num_updates() == 0
-        if count is None or reset or count.get("of") != _metric(cfg):
+        if count is None or reset or count.get("of", _metric(cfg)) != _metric(cfg):
             for name in ("best", "num_runs"):  # of another run in this process
                 vars(stop_early).pop(name, None)
         else:

@@ -214,54 +214,63 @@ class HeldState:
         dictionaries: List[Dict[str, Any]] = [module.__dict__ for module in modules]
         dictionaries += [module._buffers for module in modules]
         self._names = [(names, dict(names)) for names in dictionaries]
-        self._kept: List[Callable[[], None]] = []
-        tensors: Dict[int, Tensor] = {}
-        seen = {id(getattr(m, name)) for m in modules for name in CONSTANTS.get(type(m), ())}
-        waiting = [
-            saved[name] for _, saved in self._names for name in saved.keys() - _OF_EVERY_MODULE
-        ]
-        waiting += [value for _, saved in self._others for value in saved.values()]
+        self._kept: List[Tuple[Any, Any, Keeping]] = []
+        self._values: List[Tuple[Tensor, Tensor]] = []
+        for_reuse = [] if earlier is None else earlier._values
+        self._copies = {id(tensor): value for tensor, value in for_reuse}
+        self._seen = {id(getattr(m, name)) for m in modules for name in CONSTANTS.get(type(m), ())}
+        for _, saved in self._names:
+            self._hold([saved[name] for name in saved.keys() - _OF_EVERY_MODULE])
+        for _, saved in self._others:
+            self._hold([value for value in saved.values() if not _is_table(value)])
+        self._kept += [(each, _SCRIPTED.note(each), _SCRIPTED) for each in holders.scripted]
+
+    def _hold(self, waiting: List[Any]) -> None:
+        """Notes what values hold that can be changed in place."""
         while waiting:
             value = waiting.pop()
             kind = type(value)
-            if kind in _UNCHANGING or id(value) in seen:
+            if kind in _UNCHANGING or id(value) in self._seen:
                 continue
-            if isinstance(value, Tensor):
-                tensors[id(value)] = value
-                continue
-            if kind in _KEEPERS:
-                seen.add(id(value))
-                self._kept.append(_KEEPERS[kind](value))
-            waiting += _held_by(value)
-        self._kept += [_keep_scripted_buffers(module) for module in holders.scripted]
-        before = [] if earlier is None else earlier._values
-        copies = {id(tensor): value for tensor, value in before}
-        self._values: List[Tuple[Tensor, Tensor]] = [
-            (t, _copy_of_value(t, copies.get(id(t))))
-            for t in tensors.values()
-            if _can_be_kept(t) and _place(t) not in self._places
-        ]
+            self._seen.add(id(value))
+            if issubclass(kind, Tensor):
+                may_be = not isinstance(value, nn.Parameter) and _can_be_kept(value)
+                if may_be and _place(value) not in self._places:
+                    copied = _copy_of_value(value, self._copies.get(id(value)))
+                    self._values.append((value, copied))
+            else:
+                if kind in _KEEPING and not (kind is np.ndarray and not _has_own_memory(value)):
+                    keeping = _KEEPING[kind]
+                    self._kept.append((value, keeping.note(value), keeping))
+                waiting += _held_by(value)
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[None]:
-        """Context of what becomes part of the state: what is set by name, and changes of tensors.
+        """Context of what becomes part of the state: attributes set, tensors and lists changed.
 
-        (What it does to lists and generators does not.)
+        (Numbers that it draws from generators do not.)
         """
-        names_before = [dict(names) for names, _ in self._names]
+        by_name = [*self._names, *self._others]
+        names_before = [dict(names) for names, _ in by_name]
         before = [tensor.detach().clone() for tensor, _ in self._values]
+        kept_before = [keeping.note(value) for value, _, keeping in self._kept]
         yield
-        for (names, saved), old in zip(self._names, names_before):
-            is_same = all(map(operator.is_, names.values(), old.values()))
-            if is_same and names.keys() == old.keys():
+        for (names, saved), old in zip(by_name, names_before):
+            if _same_dictionary(names, old):
                 continue
-            for name, value in names.items():
-                if name not in old or old[name] is not value:
-                    saved[name] = value
-        for (tensor, value), earlier in zip(self._values, before):
-            if tensor.shape == value.shape == earlier.shape and not _is_seen_equal(tensor, earlier):
-                now = tensor.detach()
-                value.copy_(torch.where(now == earlier, value, now))
+            new = {n: value for n, value in names.items() if n not in old or old[n] is not value}
+            saved.update(new)
+            self._hold([*new.values()])
+        for number, ((value, _, keeping), noted) in enumerate(zip(self._kept, kept_before)):
+            now = keeping.note(value)
+            if not keeping.is_same(now, noted):
+                self._kept[number] = (value, now, keeping)
+        for (tensor, saved_value), earlier in zip(self._values, before):
+            alike = tensor.shape == saved_value.shape == earlier.shape
+            if tensor.layout != torch.strided or _is_seen_equal(tensor, earlier) or not alike:
+                continue
+            now = tensor.detach()
+            saved_value.copy_(torch.where(now == earlier, saved_value, now))
 
     def restore(self) -> None:
         """Puts everything back, past autograd, which has noted the buffers."""
@@ -272,9 +281,11 @@ class HeldState:
                     del names[name]
         for names, saved in self._others:
             _put_back_by_name(names, saved)
-        for put_back in self._kept:
-            put_back()
+        for value, noted, keeping in self._kept:
+            keeping.put_back(value, noted)
         alike = [each for each in self._values if each[0].shape == each[1].shape]
+        # What is as it was may be a file's, which cannot be written.
+        alike = [each for each in alike if not _is_seen_equal(*each)]
         with torch.no_grad():
             foreach.copy_([tensor.data for tensor, _ in alike], [value for _, value in alike])
         for tensor, value in self._values:
@@ -282,9 +293,15 @@ class HeldState:
                 tensor.data = value.clone()
 
 
-_PLAIN = (int, float, bool, str, type(None))
+_PLAIN: Tuple[type, ...] = (int, float, bool, str, complex, bytes, type(None))
 
 _UNCHANGING = frozenset((*_PLAIN, types.FunctionType, types.MethodType))
+
+_TABLE = 1000
+"""Containers with more entries are tables that no pass changes, as far as that can be avoided.
+
+Of a task they are left alone; of a module their own entries are held, not what these hold.
+"""
 
 CONSTANTS: Dict[type, Sequence[str]] = {}
 """Names of tensors that modules of a type hold as attributes and replace rather than write into.
@@ -306,7 +323,7 @@ def _put_back_by_name(names: Dict[str, Any], saved: Dict[str, Any]) -> None:
                 del names[name]
         elif now is not saved[name]:
             was = saved[name]
-            if type(now) in _NOTED or (was is not None and type(was) in _NOTED):
+            if isinstance(now, _NOTED) or (was is not None and isinstance(was, _NOTED)):
                 names[name] = was
     for name in saved.keys() - names.keys():
         names[name] = saved[name]
@@ -314,21 +331,42 @@ def _put_back_by_name(names: Dict[str, Any], saved: Dict[str, Any]) -> None:
 
 def _goes(new: Any) -> bool:
     """Whether an attribute that was not there before is taken away again."""
-    return isinstance(new, (*_PLAIN, Tensor))
+    return isinstance(new, (*_PLAIN, np.generic, Tensor))
+
+
+def _is_table(value: Any) -> bool:
+    return issubclass(type(value), (*_CONTAINERS, tuple)) and len(value) > _TABLE
 
 
 def _held_by(value: Any) -> Iterable[Any]:
     """Returns what a container holds, nothing if it holds only what cannot change."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif type(value) not in _CONTAINERS and not isinstance(value, tuple):
+    kind = type(value)
+    if _is_table(value):
+        return ()
+    if issubclass(kind, dict):
+        value = dict.values(value)
+    elif kind not in _CONTAINERS and not issubclass(kind, tuple):
         return ()
     return () if _UNCHANGING.issuperset(map(type, value)) else value
 
 
+def _has_own_memory(array: Any) -> bool:
+    """Whether an array may be written, and is of numpy's memory: no weight's, no file's."""
+    writeable = array.flags.writeable
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return writeable and array.base is None and type(array) is np.ndarray
+
+
 def _can_be_kept(tensor: Tensor) -> bool:
-    """Not what has no values yet, what is part of a graph, and what is one value expanded."""
-    if is_lazy(tensor) or tensor.grad_fn is not None:
+    """Not what has no values yet, what is part of a graph, what is one value expanded, and views.
+
+    (Views that compute: of complex conjugates, and subclasses that stand for several tensors.)
+    """
+    dispatch = "__torch_dispatch__"
+    if is_lazy(tensor) or tensor.grad_fn is not None or tensor.is_nested or tensor.is_conj():
+        return False
+    if getattr(type(tensor), dispatch, None) is not getattr(Tensor, dispatch, None):
         return False
     return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
 
@@ -354,105 +392,114 @@ def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
 def _is_seen_equal(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors are equal, looked at only where that does not wait for a GPU."""
     can_look = tensor.device.type == "cpu" and tensor.layout == torch.strided
-    return can_look and tensor.dtype == other.dtype and torch.equal(tensor, other)
+    if not can_look or tensor.dtype != other.dtype:
+        return False
+    try:
+        return torch.equal(tensor, other)
+    except RuntimeError:  # formats that torch only stores
+        return False
 
 
-def _keep_scripted_buffers(module: Any) -> Callable[[], None]:
-    saved = {name: b.detach().clone() for name, b in module.named_buffers(recurse=False)}
+class Keeping(NamedTuple):
+    """How to keep what is changed in place.
 
-    def put_back() -> None:
-        for name, value in saved.items():
-            getattr(module, name).data.copy_(value)
+    Attributes:
+        note: returns what a value holds.
+        put_back: makes a value hold what was noted.
+        is_same: whether two notes are the same.
+    """
 
-    return put_back
-
-
-def _keep_list(values: Any) -> Callable[[], None]:
-    saved = list(values)
-
-    def put_back() -> None:
-        if len(values) != len(saved) or not all(map(operator.is_, values, saved)):
-            values.clear()
-            values.extend(saved)
-
-    return put_back
+    note: Callable[[Any], Any]
+    put_back: Callable[[Any, Any], Any]
+    is_same: Callable[[Any, Any], bool]
 
 
-def _keep_dictionary(values: Any) -> Callable[[], None]:
-    saved = dict(values)
+def _same_entries(one: Any, other: Any) -> bool:
+    return len(one) == len(other) and all(map(operator.is_, one, other))
 
-    def put_back() -> None:
+
+def _same_dictionary(one: Dict[Any, Any], other: Dict[Any, Any]) -> bool:
+    """Of the same order, too: some forget their first entry."""
+    return _same_entries(one.values(), other.values()) and list(one) == list(other)
+
+
+def _put_list_back(values: Any, saved: Any) -> None:
+    if not _same_entries(values, saved):
+        values.clear()
+        values.extend(saved)
+
+
+def _put_dictionary_back(values: Any, saved: Any) -> None:
+    if not _same_dictionary(values, saved):
+        values.clear()
         values.update(saved)
-        for key in values.keys() - saved.keys():
-            del values[key]
-
-    return put_back
 
 
-def _keep_set(values: Any) -> Callable[[], None]:
-    saved = set(values)
-
-    def put_back() -> None:
-        values.difference_update(values - saved)
-        values.update(saved)
-
-    return put_back
+def _put_set_back(values: Any, saved: Any) -> None:
+    values.difference_update(values - saved)
+    values.update(saved)
 
 
-def _keep_array(values: Any) -> Callable[[], None]:
-    saved = values.copy()
-
-    def put_back() -> None:
-        if values.flags.writeable:
-            values[...] = saved
-
-    return put_back
+def _put_array_back(values: Any, saved: Any) -> None:
+    if values.flags.writeable and values.shape == saved.shape:
+        values[...] = saved
 
 
-def _keep_generator(generator: Any) -> Callable[[], None]:
-    state = generator.get_state()
-
-    def put_back() -> None:
-        generator.set_state(state)
-
-    return put_back
+def _same_bytes(one: Any, other: Any) -> bool:
+    return bool(one.tobytes() == other.tobytes())
 
 
-def _keep_numpy_generator(generator: Any) -> Callable[[], None]:
-    state = generator.bit_generator.state
-
-    def put_back() -> None:
-        generator.bit_generator.state = state
-
-    return put_back
+def _note_buffers(module: Any) -> Dict[str, Tensor]:
+    return {name: each.detach().clone() for name, each in module.named_buffers(recurse=False)}
 
 
-def _keep_python_generator(generator: Any) -> Callable[[], None]:
-    state = generator.getstate()
-    return lambda: generator.setstate(state)
+def _put_buffers_back(module: Any, saved: Dict[str, Tensor]) -> None:
+    for name, value in saved.items():
+        getattr(module, name).data.copy_(value)
 
 
-_CONTAINERS: Dict[type, Callable[[Any], Callable[[], None]]] = {
-    list: _keep_list,
-    collections.deque: _keep_list,
-    dict: _keep_dictionary,
-    collections.OrderedDict: _keep_dictionary,
-    collections.defaultdict: _keep_dictionary,
-    collections.Counter: _keep_dictionary,
-    set: _keep_set,
+def _note_numpy_generator(generator: Any) -> Any:
+    return generator.bit_generator.state
+
+
+def _put_numpy_generator_back(generator: Any, state: Any) -> None:
+    generator.bit_generator.state = state
+
+
+def _no_look(one: Any, other: Any) -> bool:
+    return True
+
+
+_LIST = Keeping(list, _put_list_back, _same_entries)
+_DICTIONARY = Keeping(dict, _put_dictionary_back, _same_dictionary)
+_CONTAINERS: Dict[type, Keeping] = {
+    list: _LIST,
+    collections.deque: _LIST,
+    dict: _DICTIONARY,
+    collections.OrderedDict: _DICTIONARY,
+    collections.defaultdict: _DICTIONARY,
+    collections.Counter: _DICTIONARY,
+    set: Keeping(set, _put_set_back, operator.eq),
 }
 
-_KEEPERS = {
+_KEEPING: Dict[type, Keeping] = {
     **_CONTAINERS,
-    np.ndarray: _keep_array,
-    torch.Generator: _keep_generator,
-    np.random.Generator: _keep_numpy_generator,
-    np.random.RandomState: _keep_generator,
-    random.Random: _keep_python_generator,
+    np.ndarray: Keeping(np.copy, _put_array_back, _same_bytes),
+    torch.Generator: Keeping(torch.Generator.get_state, torch.Generator.set_state, _no_look),
+    np.random.Generator: Keeping(_note_numpy_generator, _put_numpy_generator_back, _no_look),
+    np.random.RandomState: Keeping(
+        np.random.RandomState.get_state, np.random.RandomState.set_state, _no_look
+    ),
+    random.Random: Keeping(random.Random.getstate, random.Random.setstate, _no_look),
 }
-"""How to keep what is held and a pass changes in place; by type."""
+"""How to keep what is held and a pass changes in place; by type.
 
-_NOTED = frozenset((*_PLAIN, *_CONTAINERS, np.ndarray, Tensor, tuple))
+What a function draws from generators :meth:`HeldState.taking_over` does not take over.
+"""
+
+_SCRIPTED = Keeping(_note_buffers, _put_buffers_back, _no_look)
+
+_NOTED: Tuple[type, ...] = (*_PLAIN, *_CONTAINERS, frozenset, tuple, np.generic, np.ndarray, Tensor)
 """Types of attributes by which a pass may note something."""
 
 

@@ -1,6 +1,9 @@
 """Buffers, attributes and weights that a pass changes: each pass starts as the first one did."""
 
 import copy
+import warnings
+from collections import Counter as Counts
+from types import SimpleNamespace
 from typing import Any, Callable, Dict, List, Type
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fairseq_sam.perturbation import ForwardPass, SharpnessAwareLoss, method_settings
+from fairseq_sam.perturbation.replay import Holders, Replay
 from tests.perturbation import reference
 from tests.perturbation.small_net import (
     assert_all_close,
@@ -115,6 +119,19 @@ class Notes(nn.Module):
         return x * scale
 
 
+class FirstInFirstOut(nn.Module):
+    """Forgets the entry that came first, of three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares: Dict[int, float] = {0: 1.0, 1: 2.0, 2: 3.0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.shares.pop(next(iter(self.shares)))
+        self.shares[max(self.shares) + 1] = share + 0.5
+        return x * share
+
+
 def double_(module: nn.Module, _: Any) -> None:
     """As --quant-noise-pq: writes the weight before each forward pass, and leaves it written."""
     module.weight.data = 1.5 * module.weight
@@ -155,6 +172,7 @@ KINDS: Dict[str, Callable[[], nn.Module]] = {
     "tuple of tensors": lambda: Queue(tuple),
     "dictionary of tensors": lambda: Queue(lambda each: dict(enumerate(each))),
     "deep in containers, and an array": Notes,
+    "the order of a dictionary": FirstInFirstOut,
     "spectral norm": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
     "old spectral norm": lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
     "weights written by a hook": hooked,
@@ -196,6 +214,8 @@ def note_values(value: Any, name: str, state: Dict[str, Any]) -> None:
     elif value is None or isinstance(value, (int, float)):
         state[name] = value
     elif isinstance(value, (list, tuple, dict)):
+        if isinstance(value, dict):
+            state[f"{name} in order"] = tuple(value)
         entries = value.items() if isinstance(value, dict) else enumerate(value)
         for key, entry in entries:
             note_values(entry, f"{name}.{key}", state)
@@ -444,15 +464,23 @@ def test_a_buffer_that_comes_with_the_first_pass(declared: bool):
 class Alias(nn.Module):
     """A plain attribute that is the weight's memory, as torch's old spectral norm has at first."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
-        self.alias = self.weight.data.view(2, 1)
+        self.alias = form(self.weight.data)
 
 
+FORMS = {
+    "tensor": lambda weight: weight.view(2, 1),
+    "array": lambda weight: weight.numpy()[1:],
+    "list": lambda weight: [weight.view(2, 1), weight.numpy()],
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("method", ["sam", "momentum_sam"])
-def test_another_name_of_a_weight_takes_no_perturbation_back(method: str) -> None:
-    model = Alias()
+def test_another_name_of_a_weight_takes_no_perturbation_back(method: str, form: str) -> None:
+    model = Alias(FORMS[form])
     settings = method_settings(method, rho=0.5)
     sharpness_aware = SharpnessAwareLoss([model.weight], settings, modules=[model])
     sharpness_aware.backward(
@@ -476,3 +504,66 @@ def test_weights_that_stay_are_told_once(settings: Dict[str, Any], caplog: Any) 
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert told[0].startswith("2 of 6 trained weights are not perturbed")
+
+
+class Table(dict):
+    """A dictionary that passes do not change, and that holds what holds it."""
+
+
+def test_what_is_only_held_stays_as_it_is(tmp_path: Any) -> None:
+    """A cycle, a count, a file's memory, which cannot be written, and one value expanded."""
+    np.ones(3).tofile(tmp_path / "values")
+    model = Alias(lambda weight: None)
+    parent = Table(child=Table())
+    parent["child"]["parent"] = parent
+    model.table = [parent]
+    model.counts = Counts("aab")
+    mapped = np.memmap(tmp_path / "values", mode="r", shape=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it cannot be written
+        model.values = (torch.from_numpy(mapped), mapped, np.broadcast_to(1.0, (2**20, 2**20)))
+    settings = method_settings("sam", rho=0.5)
+    sharpness_aware = SharpnessAwareLoss([model.weight], settings, modules=[model])
+    sharpness_aware.backward(lambda: ForwardPass(0.5 * model.weight.square().sum()))
+    assert model.weight.grad is not None
+    assert model.weight.grad.tolist() == pytest.approx([3.3, 4.4])
+    assert model.counts == {"a": 2, "b": 1}
+
+
+def test_what_happens_once_stays_for_the_later_passes() -> None:
+    """As set_num_updates of a task that calls it within its step."""
+    notes, task = Notes(), SimpleNamespace(updates=0, history=[0])
+
+    def update() -> None:
+        notes.notes["calls"].append(7)
+        notes.notes["by layer"][0]["sum"] = 5.0
+        notes.shares[0] = 9.0
+        task.updates = 1
+        task.history = [*task.history, 1]
+
+    replay = Replay(Holders.among([notes, task]), [])
+    for number in range(3):
+        with replay.one_pass():
+            if number == 0:
+                replay.once(update)
+            assert notes.notes == {"calls": [0, 7], "by layer": ({"sum": 5.0},)}
+            assert notes.shares.tolist() == [9, 1, 1, 1]
+            assert (task.updates, task.history) == (1, [0, 1])
+            notes(torch.ones(4))
+            task.history.append(2)
+    replay.finish()
+    assert notes.notes == {"calls": [0, 7, 2], "by layer": ({"sum": 6.0},)}
+    assert notes.shares.tolist() == [4.5, 0.5, 0.5, 0.5]
+    assert (task.updates, task.history) == (1, [0, 1, 2])
+
+
+def test_a_tasks_tables_are_left_alone() -> None:
+    """It would take longer than the step to look through them."""
+    task = SimpleNamespace(words=[[0] for _ in range(2000)])
+    replay = Replay(Holders.among([task]), [])
+    for _ in range(2):
+        with replay.one_pass():
+            task.words.append([1])
+            task.words[0][0] += 1
+    replay.finish()
+    assert (len(task.words), task.words[0]) == (2002, [2])
