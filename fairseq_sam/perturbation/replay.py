@@ -359,16 +359,18 @@ def _has_own_memory(array: Any) -> bool:
 
 
 def _can_be_kept(tensor: Tensor) -> bool:
-    """Not what has no values yet, what is part of a graph, what is one value expanded, and views.
+    """Not what has no values yet, is part of a graph, or has fewer values than entries.
 
-    (Views that compute: of complex conjugates, and subclasses that stand for several tensors.)
+    Nor views that compute: complex conjugates, and subclasses that stand for other tensors.
     """
     dispatch = "__torch_dispatch__"
     if is_lazy(tensor) or tensor.grad_fn is not None or tensor.is_nested or tensor.is_conj():
         return False
     if getattr(type(tensor), dispatch, None) is not getattr(Tensor, dispatch, None):
         return False
-    return tensor.layout != torch.strided or 0 not in tensor.stride() or tensor.numel() < 2
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return True
+    return tensor.numel() * tensor.element_size() <= int(_storage(tensor).nbytes())
 
 
 def _place(tensor: Tensor) -> Optional[int]:
@@ -378,8 +380,12 @@ def _place(tensor: Tensor) -> Optional[int]:
     """
     if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
         return None
+    return int(_storage(tensor).data_ptr())
+
+
+def _storage(tensor: Tensor) -> Any:
     modern = hasattr(tensor, "untyped_storage")  # torch >= 2
-    return int((tensor.untyped_storage() if modern else tensor.storage()).data_ptr())
+    return tensor.untyped_storage() if modern else tensor.storage()
 
 
 def _copy_of_value(tensor: Tensor, earlier: Optional[Tensor]) -> Tensor:
