@@ -70,15 +70,15 @@ def _keeping_count(checkpoint_utils: types.ModuleType, stop_early: Any) -> Modul
     @functools.wraps(original)
     def load_checkpoint(cfg: Any, trainer: Any, **kwargs: Any) -> Tuple[Any, Any]:
         extra_state, iterator = original(cfg, trainer, **kwargs)
-        count = (extra_state or {}).get(_KEY)
+        count, metric = (extra_state or {}).get(_KEY), _metric(cfg)
         reset = cfg.reset_optimizer or cfg.reset_meters or trainer.get_num_updates() == 0
-        if count is None or reset or count.get("of", _metric(cfg)) != _metric(cfg):
+        if count is None or reset or count.get("of", metric) != metric:
             for name in ("best", "num_runs"):  # of another run in this process
                 vars(stop_early).pop(name, None)
         else:
             stop_early.best, stop_early.num_runs = count["best"], count["num_runs"]
         if cfg.patience > 0:
-            _save_count(trainer, stop_early, _metric(cfg))
+            _save_count(trainer, stop_early, metric)
         return extra_state, iterator
 
     return ModuleView(checkpoint_utils, load_checkpoint=load_checkpoint)

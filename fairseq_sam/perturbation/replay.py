@@ -208,7 +208,9 @@ class HeldState:
         self._others = [(each.__dict__, dict(each.__dict__)) for each in holders.others]
         if earlier is not None:
             for (_, saved), (_, first) in zip(self._others, earlier._others):
-                for name in [new for new in saved.keys() - first.keys() if not _goes(saved[new])]:
+                for name in [
+                    new for new in saved.keys() - first.keys() if not _is_taken_away(saved[new])
+                ]:
                     del saved[name]
         modules = holders.modules
         dictionaries: List[Dict[str, Any]] = [module.__dict__ for module in modules]
@@ -216,8 +218,8 @@ class HeldState:
         self._names = [(names, dict(names)) for names in dictionaries]
         self._kept: List[Tuple[Any, Any, Keeping]] = []
         self._values: List[Tuple[Tensor, Tensor]] = []
-        for_reuse = [] if earlier is None else earlier._values
-        self._copies = {id(tensor): value for tensor, value in for_reuse}
+        before = [] if earlier is None else earlier._values
+        self._copies = {id(tensor): value for tensor, value in before}
         self._seen = {id(getattr(m, name)) for m in modules for name in CONSTANTS.get(type(m), ())}
         for _, saved in self._names:
             self._hold([saved[name] for name in saved.keys() - _OF_EVERY_MODULE])
@@ -239,8 +241,8 @@ class HeldState:
                     copied = _copy_of_value(value, self._copies.get(id(value)))
                     self._values.append((value, copied))
             else:
-                if kind in _KEEPING and not (kind is np.ndarray and not _has_own_memory(value)):
-                    keeping = _KEEPING[kind]
+                keeping = _keeping_of(value)
+                if keeping is not None:
                     self._kept.append((value, keeping.note(value), keeping))
                 waiting += _held_by(value)
 
@@ -283,12 +285,12 @@ class HeldState:
             _put_back_by_name(names, saved)
         for value, noted, keeping in self._kept:
             keeping.put_back(value, noted)
-        alike = [each for each in self._values if each[0].shape == each[1].shape]
         # What is as it was may be a file's, which cannot be written.
-        alike = [each for each in alike if not _is_seen_equal(*each)]
+        changed = [each for each in self._values if not _is_seen_equal(*each)]
+        alike = [each for each in changed if each[0].shape == each[1].shape]
         with torch.no_grad():
             foreach.copy_([tensor.data for tensor, _ in alike], [value for _, value in alike])
-        for tensor, value in self._values:
+        for tensor, value in changed:
             if tensor.shape != value.shape:
                 tensor.data = value.clone()
 
@@ -319,7 +321,7 @@ def _put_back_by_name(names: Dict[str, Any], saved: Dict[str, Any]) -> None:
     """
     for name, now in list(names.items()):
         if name not in saved:
-            if _goes(now):
+            if _is_taken_away(now):
                 del names[name]
         elif now is not saved[name]:
             was = saved[name]
@@ -329,7 +331,7 @@ def _put_back_by_name(names: Dict[str, Any], saved: Dict[str, Any]) -> None:
         names[name] = saved[name]
 
 
-def _goes(new: Any) -> bool:
+def _is_taken_away(new: Any) -> bool:
     """Whether an attribute that was not there before is taken away again."""
     return isinstance(new, (*_PLAIN, np.generic, Tensor))
 
@@ -350,6 +352,12 @@ def _held_by(value: Any) -> Iterable[Any]:
     return () if _UNCHANGING.issuperset(map(type, value)) else value
 
 
+def _keeping_of(value: Any) -> Optional[Keeping]:
+    if type(value) is np.ndarray and not _has_own_memory(value):
+        return None
+    return _KEEPING.get(type(value))
+
+
 def _has_own_memory(array: Any) -> bool:
     """Whether an array may be written, and is of numpy's memory: no weight's, no file's."""
     writeable = array.flags.writeable
@@ -363,10 +371,9 @@ def _can_be_kept(tensor: Tensor) -> bool:
 
     Nor views that compute: complex conjugates, and subclasses that stand for other tensors.
     """
-    dispatch = "__torch_dispatch__"
     if is_lazy(tensor) or tensor.grad_fn is not None or tensor.is_nested or tensor.is_conj():
         return False
-    if getattr(type(tensor), dispatch, None) is not getattr(Tensor, dispatch, None):
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return False
     if tensor.layout != torch.strided or tensor.is_meta:
         return True

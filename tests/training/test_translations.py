@@ -9,6 +9,7 @@ from torch import nn
 from fairseq_sam.perturbation import method_settings
 from fairseq_sam.training import seam
 from fairseq_sam.training.configuration import Gate, SharpnessAwareConfig
+from tests.training.test_seam import Notes
 
 
 class Generator:
@@ -21,10 +22,6 @@ class Generator:
     def generate(self, sample):
         self.calls.append(self.model.weight.detach().clone())
         return self.model.weight.detach() * sample * torch.rand(())
-
-
-class Notes(list):
-    """A list that is no part of the state that the passes of a step share."""
 
 
 class Task:
